@@ -140,21 +140,17 @@ def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere():
     assert dimension_points(made, "small") == points and dimension_points(made, "unknown") == {}
 
 
-def test_bytes_are_those_of_a_packed_vector():
+def test_dimensions_are_drawn_over_bytes_of_packed_vectors_too():
     left, right = dimensions_figure(evaluation(qualities={"one": 0.8}, **SWEEP)).axes
     for axes, label, full, bits in (
         (left, "Dimensions kept (log scale)", [8, 32, 64], [8, 32, 64]),
         (right, "Bytes per vector (log scale)", [32, 128, 256], [1, 4, 8]),
     ):
-        assert {name: [x for x, _ in line] for name, line in drawn(axes).items()} == {
-            "32-bit float": full,
-            "1 bit": bits,
-        }
+        found = {name: [x for x, _ in line] for name, line in drawn(axes).items()}
+        assert found == {"32-bit float": full, "1 bit": bits}
         assert axes.get_xlabel() == label
     assert left.get_ylabel() == "Mean score over tasks (%)" and left.get_title("left") == "one"
-
-
-def test_finished_models_with_several_views_have_a_row():
+    # Finished models with several views have a row, up to six.
     made = evaluation(qualities={"m@step-1": 0.5, "m@step-2": 0.6, "m": 0.7}, **SWEEP)
     made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)] + [ModelRecord("plain")]
     made.scores += [score(model="plain")]
@@ -179,9 +175,7 @@ def test_learning_curves_are_by_task_or_by_type_of_many_tasks():
     assert list(curve[0]) == [MEAN, "Retrieval", "STS"]
     assert [value for _, value in curve[0]["Retrieval"]] == pytest.approx([40, 45, 50])
     assert list(learnt(learning(dict.fromkeys(tasks, "STS")))[0]) == [MEAN]
-
-
-def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_model_have():
+    # They are over the tasks that all steps and the finished model have.
     made = learning({"A": "STS", "B": "STS", "C": "STS"})
     lacking = {("org/m@step-200", "B"), ("org/m", "C")}
     made.scores = [found for found in made.scores if (found.model, found.task) not in lacking]
@@ -230,7 +224,9 @@ def test_models_are_drawn_by_cost_and_mean_over_the_tasks_that_all_have():
     assert rate.get_xlabel() == "Texts encoded per second (log scale)"
 
 
-def test_the_log_is_divided_by_source_and_kind(tmp_path):
+def test_the_log_is_divided_by_source_and_kind_or_refused(tmp_path, refuses):
+    with refuses(tmp_path, "no trainer_state.json"):
+        load_curves(tmp_path)
     for folder, loss in (("checkpoint-900", 9.0), ("checkpoint-1000", 10.0)):
         write_log(tmp_path / folder, {"step": 1, "loss_source/a": loss})
     (tmp_path / "checkpoint-2000").mkdir()
@@ -246,10 +242,6 @@ def test_the_log_is_divided_by_source_and_kind(tmp_path):
         "c": {"training": [(10, 3.0)]},
     }
 
-
-def test_logs_that_cannot_be_read_are_refused(tmp_path, refuses):
-    with refuses(tmp_path, "no trainer_state.json"):
-        load_curves(tmp_path)
     for content in ("{", "[]", "{}", '{"log_history": [{"loss_source/a": 1}]}', '{"log_history": [3]}'):
         (tmp_path / "trainer_state.json").write_text(content)
         with refuses(tmp_path / "trainer_state.json", "holds no log"):

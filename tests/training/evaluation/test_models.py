@@ -93,7 +93,6 @@ def test_a_model_trained_with_instructions_gets_the_published_ones_beside_its_ow
         ({"query": "Instruct: Find it.\nQuery: "}, True),
         ({"query": "Instruct: Find it.\nQuery:", "document": ""}, False),
         ({"query": "Instruct: Find it.\nQuery: ", "document": "passage: "}, False),
-        ({"query": "Instruct: "}, False),
         ({"query": "Instruct: Find it.\nText: "}, False),
         ({}, False),
     ],
@@ -104,12 +103,9 @@ def test_a_model_is_f2llms_if_its_whole_template_is(save, prompts, ours):
     assert load(folder, prompts="published").prompts.template is not None
 
 
-def test_the_models_default_prompt_is_for_what_is_neither_query_nor_document(save):
-    assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
-
-
-def test_texts_are_truncated_at_the_length_asked_for_or_the_models(save):
-    folder = save()
+def test_texts_get_the_models_default_prompt_and_are_truncated_at_the_length_asked_for_or_the_models(save):
+    folder = save({"query": "q: ", "first": "f: "}, default="first")
+    assert load(folder).prompts.default == "f: "
     longest = SentenceTransformer(str(folder), trust_remote_code=True).max_seq_length
     lengths = [load_model(str(folder), None, asked).store.model.max_seq_length for asked in (4, 4096, 8192)]
     assert lengths == [4, longest, longest]
@@ -159,10 +155,8 @@ def check_same(model, wrapper):
 
 
 def test_every_kind_of_loader_is_known():
-    found: Counter[str] = Counter()
-    for known in MODEL_REGISTRY.values():
-        if "Sentence Transformers" not in known.framework:
-            continue
+    found = Counter()
+    for known in (each for each in MODEL_REGISTRY.values() if "Sentence Transformers" in each.framework):
         name = getattr(known.loader, "__qualname__", str(known.loader))
         try:
             registered_options(known)
@@ -194,17 +188,21 @@ def test_a_model_of_others_keeps_its_own_prompts(folder, caplog):
     assert all(part in line for part in parts)
 
 
-@pytest.mark.parametrize("template", [instruction_template, "{instruction}\n", None], ids=["function", "text", "none"])
-def test_a_model_of_the_registry_gets_mtebs_instructions(registered, folder, template):
-    options = {"instruction_template": template, "apply_instruction_to_passages": False} if template else {}
-    ours = registered(InstructSentenceTransformerModel, **options)
-    check_same(ours, InstructSentenceTransformerModel(str(folder), "main", device="cpu", **options))
+OWN_PROMPTS = {"query": "q: ", "document": "d: ", "Banking77Classification": "sort: "}
 
 
-def test_prompts_of_the_registry_replace_the_models(registered, folder):
-    prompts = {"query": "q: ", "document": "d: ", "Banking77Classification": "sort: "}
-    ours = registered(SentenceTransformerEncoderWrapper, model_prompts=prompts)
-    check_same(ours, SentenceTransformerEncoderWrapper(str(folder), device="cpu", model_prompts=prompts))
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        (InstructSentenceTransformerModel, {"instruction_template": instruction_template}),
+        (InstructSentenceTransformerModel, {"instruction_template": "{instruction}\n"}),
+        (InstructSentenceTransformerModel, {}),
+        (SentenceTransformerEncoderWrapper, {"model_prompts": OWN_PROMPTS}),
+    ],
+)
+def test_a_model_of_the_registry_gets_mtebs_instructions_or_prompts(registered, folder, loader, options):
+    options |= {"apply_instruction_to_passages": False} if "instruction_template" in options else {}
+    check_same(registered(loader, **options), loader(str(folder), "main", device="cpu", **options))
 
 
 def test_options_of_the_registry_are_used(registered):
@@ -245,7 +243,6 @@ SORT = Prompts(OWN, {BANKING: "Sort."}, TEMPLATE, default="own: ")
         # An instruction for the task goes before the model's own prompt.
         (SORT, BANKING, None, "Instruct: Sort.\nQuery: "),
         (SORT, BANKING, DOCUMENT, ""),
-        (SORT, STS, None, "own: "),
         (SORT, STS, QUERY, "own: "),
         # Plain prompts are given as mteb gives them.
         (PLAIN, BANKING, QUERY, "query: "),

@@ -170,9 +170,7 @@ def test_a_sample_keeps_the_shares_of_languages_and_all_passages(pairs, size, ca
     assert len(found.candidates) == max(candidates, len(taken)) and taken <= set(found.candidates)
     positions = [pairs.candidates.index(candidate) for candidate in found.candidates]
     assert positions == sorted(set(positions)) and passages(found).items() <= passages(pairs).items()
-
-
-def test_without_languages_rows_are_evenly_spaced(pairs):
+    # Without languages, rows are evenly spaced.
     assert sample_pairs(pairs, 1000, 50) == pairs
     found = sample_pairs(replace(pairs, languages=None, scripts=None), 10, 50)
     assert found.queries == [f"query {row}" for row in range(5, 100, 10)]
