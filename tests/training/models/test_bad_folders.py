@@ -129,9 +129,13 @@ def pack(folder, tmp_path):
 LOADING = (start, teacher, text_teacher, evaluation, mining)
 
 
-@pytest.mark.parametrize("command", [*LOADING, merging, pack])
-def test_a_good_folder_is_taken(whole, tmp_path, command):
-    command(whole, tmp_path)
+def test_a_good_folder_is_taken_and_a_run_for_its_model(whole, tmp_path):
+    for command in (*LOADING, merging, pack):
+        command(whole, tmp_path)
+    shutil.copytree(whole, tmp_path / "run/model")
+    stage = _stage(whole, tmp_path, teacher=str(tmp_path / "run"))
+    choice = inspect_teacher(stage, make_tokenizer(stage, []), 32)
+    assert choice.ref.place == str(tmp_path / "run/model") and choice.by_text is None
 
 
 CASES = [(command, bad) for command in (*LOADING, merging, pack, gguf, onnx) for bad in BAD_FOLDERS]
@@ -148,14 +152,6 @@ def test_a_bad_folder_is_refused(whole, tmp_path, refuses, command, bad):
     with refuses("broken", word):
         command(folder, tmp_path)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_can_be_the_teacher(whole, tmp_path):
-    (tmp_path / "run").mkdir()
-    shutil.copytree(whole, tmp_path / "run/model")
-    stage = _stage(whole, tmp_path, teacher=str(tmp_path / "run"))
-    choice = inspect_teacher(stage, make_tokenizer(stage, []), 32)
-    assert choice.ref.place == str(tmp_path / "run/model") and choice.by_text is None
 
 
 def test_nobody_is_asked_whether_code_may_run(whole, tmp_path, monkeypatch):

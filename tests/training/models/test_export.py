@@ -20,6 +20,7 @@ from training.common.errors import StoppedError
 from training.models import export
 from training.models.export import export_graph
 
+WEIGHTS = "model.safetensors"
 with_optimum = pytest.mark.usefixtures("optimum")
 
 
@@ -51,17 +52,10 @@ def test_missing_packages_name_what_to_install(backend, module, folder, tmp_path
 
 
 @with_optimum
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"])
-def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
-    (folder / name).unlink()
-    with refuses(folder, name):
-        export_graph(folder, tmp_path / "out", "onnx")
-
-
-@with_optimum
 @pytest.mark.parametrize(
     ("name", "keys", "part"),
     [
+        *((name, "gone", name) for name in ("config.json", "tokenizer.json", "1_Pooling/config.json", WEIGHTS)),
         ("config.json", None, "config.json: cannot be read"),
         ("tokenizer_config.json", None, "damaged"),
         ("config.json", {"num_hidden_layers": 3}, "settings are damaged"),
@@ -69,8 +63,10 @@ def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
         ("config.json", {"model_type": "bert"}, "model_type is 'bert'; only 'qwen3'"),
     ],
 )
-def test_faulty_settings_are_refused(name, keys, part, folder, tmp_path, refuses):
-    if keys is None:
+def test_missing_and_faulty_files_are_refused(name, keys, part, folder, tmp_path, refuses):
+    if keys == "gone":
+        (folder / name).unlink()
+    elif keys is None:
         (folder / name).write_text("{")
     else:
         edit_json(folder / name, **keys)

@@ -52,16 +52,12 @@ def test_a_model_on_the_hub_is_its_commit(hub, tmp_path):
     assert find_miner(str(write_model(tmp_path))).revision == model_revision(str(tmp_path), "--model")
 
 
-def test_no_such_model(hub, tmp_path, refuses):
+def test_a_run_stands_for_its_model_and_a_missing_one_is_refused(hub, tmp_path, refuses):
     with refuses("'org/none'", "neither a folder nor", "404 no config.json", "correct key 'teacher'"):
         resolve("org/none", "key 'teacher'")
     with refuses(tmp_path, "holds no model", "as --model"):
         resolve(str(tmp_path), "--model")
-
-
-def test_a_run_stands_for_its_model(tmp_path):
     whole = write_model(tmp_path / "whole")
-    (tmp_path / "run").mkdir()
     shutil.copytree(whole, tmp_path / "run/model")
     found = resolve(str(tmp_path / "run"), "--model")
     assert found.place == str(tmp_path / "run/model") and found.identity == resolve(str(whole), "--model").identity

@@ -15,15 +15,11 @@ from training.pruning.plan import as_ranges, make_plan, pruned_config
 SOURCE = F2LLMConfig.from_family("f2llm-v2-0.6b")
 
 
-@pytest.mark.parametrize("name", ["f2llm-v2-80m", "F2LLM-v2-160M", "f2llm-v2-330m"])
-def test_a_family_name_gives_the_published_configuration(name):
-    before = SOURCE.to_dict()
-    pruned = pruned_config(SOURCE, {"family": name})
-    assert SOURCE.to_dict() == before
-    assert pruned.to_dict() == F2LLMConfig.from_family(name).to_dict()
-
-
 def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
+    before = SOURCE.to_dict()
+    for name in ("f2llm-v2-80m", "F2LLM-v2-160M", "f2llm-v2-330m"):
+        assert pruned_config(SOURCE, {"family": name}).to_dict() == F2LLMConfig.from_family(name).to_dict()
+    assert SOURCE.to_dict() == before
     pruned = pruned_config(SOURCE, {"family": "f2llm-v2-80m", "num_hidden_layers": 4})
     assert (pruned.hidden_size, pruned.intermediate_size, pruned.num_hidden_layers) == (320, 2048, 4)
     assert pruned.layer_types == ["full_attention"] * 4 and pruned.max_window_layers == 4
@@ -50,18 +46,13 @@ def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
         ({"family": "f2llm-v2-1.7b"}, ["hidden_size 2048", "more than the 1024"]),
         ({"num_hidden_layers": 29}, ["num_hidden_layers 29", "more than the 28"]),
         ({"hidden_size": 0}, ["hidden_size must be a whole number of at least 1"]),
-        ({"hidden_size": 330}, ["multiple of the 16 attention heads", "take 320"]),
         ({"hidden_size": 5}, ["multiple of the 16 attention heads", "take 16"]),
         ({"hidden_size": "320"}, ["whole number", "'320'"]),
-        ({"hidden_size": True}, ["whole number"]),
     ],
 )
 def test_impossible_shapes_are_refused(shape, parts, refuses):
     with refuses("prune_to", *parts):
         pruned_config(SOURCE, shape)
-
-
-# What stays.
 
 
 @pytest.fixture
