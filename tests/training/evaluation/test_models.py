@@ -111,15 +111,6 @@ def test_texts_get_the_models_default_prompt_and_are_truncated_at_the_length_ask
     assert lengths == [4, longest, longest]
 
 
-def test_bad_names_are_one_line(tmp_path, refuses):
-    with refuses("holds no model"):
-        load(tmp_path)
-    with refuses("neither a folder nor to be had from the Hub"):
-        load("nobody/nothing")
-    with refuses("its revisions cannot be listed"):
-        revisions_of("nobody/nothing")
-
-
 @pytest.fixture
 def folder(tmp_path, tiny_config, tiny_tokenizer):
     """As Qwen3-Embedding is saved, with a prompt before documents, too."""
@@ -168,7 +159,13 @@ def test_every_kind_of_loader_is_known():
     assert found == {**SUPPORTED, "refused": 140}
 
 
-def test_other_loaders_and_options_are_refused(registered, refuses):
+def test_bad_names_and_other_loaders_and_options_are_refused(registered, tmp_path, refuses):
+    with refuses("holds no model"):
+        load(tmp_path)
+    with refuses("neither a folder nor to be had from the Hub"):
+        load("nobody/nothing")
+    with refuses("its revisions cannot be listed"):
+        revisions_of("nobody/nothing")
     name = "nomic-ai/nomic-embed-text-v1.5"
     with refuses(name, "NomicWrapper", f"mteb run -m {name}"):
         load(name)

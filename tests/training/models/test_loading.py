@@ -43,9 +43,7 @@ def test_a_saved_tokenizer_loads_unchanged(saved, small_tokenizer):
     whole = loaded("river größer 東京 ответ").input_ids
     cut = loaded("river größer 東京 ответ", truncation=True, max_length=4).input_ids
     assert cut == [*whole[:3], loaded.eos_token_id]
-
-
-def test_eos_is_appended_where_the_tokenizer_does_not_and_may_pad(saved, small_tokenizer):
+    # EOS is appended where the tokenizer does not, and may pad.
     edit_json(saved / "tokenizer.json", post_processor=None)
     edit_json(saved / "tokenizer_config.json", pad_token="<|im_end|>")
     texts = ["river", "größer 東京"]

@@ -100,12 +100,6 @@ def test_a_file_gives_back_what_was_measured_on_this_model(model, importance, tm
         Importance.load(tmp_path / "absent", "m")
 
 
-def test_channels_are_weighed_by_the_layers_that_stay(importance):
-    whole = importance.norms.sqrt()
-    torch.testing.assert_close(importance.channels([0, 1, 2]), whole.sum(0))
-    torch.testing.assert_close(importance.channels([1]), whole[[2, 3, 6]].sum(0))
-
-
 def test_weights_tell_channels_and_neurons_that_do_nothing(model):
     model.get_parameter("layers.1.mlp.down_proj.weight").data[:, 7] = 0
     model.get_parameter("layers.1.mlp.gate_proj.weight").data[9] = 0

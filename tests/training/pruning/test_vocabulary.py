@@ -85,15 +85,12 @@ def _embed(model, tokenizer, texts):
         return model(input_ids=flat, sequence_lengths=[len(each) for each in ids]).last_hidden_state
 
 
-def test_no_text_is_lost(trimmed, all_texts, names):
+def test_no_text_is_lost_and_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_texts, names):
     assert len(names) > 200
     backend = trimmed[1].backend_tokenizer
     for text, encoded in zip(all_texts, backend.encode_batch(all_texts, add_special_tokens=False), strict=True):
         # The tokenizer reads NFC, trimmed or not.
         assert backend.decode(encoded.ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
-
-
-def test_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_texts, names):
     known = trimmed[1].get_vocab()
     survived = 0
     for text in [*all_texts, *kept_texts]:
@@ -107,19 +104,16 @@ def test_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_te
     assert sum(map(len, tokenizer(other)["input_ids"])) < sum(map(len, trimmed[1](other)["input_ids"]))
 
 
-def test_embeddings_of_kept_texts_are_the_same_to_the_last_bit(whole, tokenizer, trimmed, kept_texts):
-    model, smaller, _ = trimmed
+def test_embeddings_of_kept_texts_are_the_same_to_the_last_bit_and_new_ids_leave_no_gap(
+    whole, tokenizer, trimmed, kept_texts
+):
+    model, smaller, report = trimmed
     texts = kept_texts[:200]
     assert torch.equal(_embed(model, smaller, texts), _embed(whole, tokenizer, texts))
     # Piece by piece: each has the row it had.
-    before, table = tokenizer.get_vocab(), whole.embed_tokens.weight
-    for token, number in smaller.get_vocab().items():
-        assert torch.equal(model.embed_tokens.weight[number], table[before[token]]), token
-
-
-def test_new_ids_keep_the_old_order_and_leave_no_gap(whole, tokenizer, trimmed):
-    (model, smaller, report), before = trimmed, tokenizer.get_vocab()
-    after = smaller.get_vocab()
+    before, after = tokenizer.get_vocab(), smaller.get_vocab()
+    for token, number in after.items():
+        assert torch.equal(model.embed_tokens.weight[number], whole.embed_tokens.weight[before[token]]), token
     assert sorted(after.values()) == list(range(model.config.vocab_size))
     assert sorted(after, key=after.get) == sorted(after, key=before.get)
     assert {*tokenizer.all_special_tokens} == {*smaller.all_special_tokens}
