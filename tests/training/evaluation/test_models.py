@@ -160,8 +160,9 @@ def test_every_kind_of_loader_is_known():
 
 
 def test_bad_names_and_other_loaders_and_options_are_refused(registered, tmp_path, refuses):
+    (tmp_path / "empty").mkdir()
     with refuses("holds no model"):
-        load(tmp_path)
+        load(tmp_path / "empty")
     with refuses("neither a folder nor to be had from the Hub"):
         load("nobody/nothing")
     with refuses("its revisions cannot be listed"):

@@ -243,7 +243,7 @@ def test_pairs_of_two_columns_are_evaluated_in_training_and_after_it(tmp_path, c
     # All passages are those of the one query, and most candidates are passages.
     metrics, result = history(tmp_path / "run")[2], json.loads((tmp_path / "run/evaluation.json").read_text())
     assert metrics["eval_pairs_accuracy"] in (0, 1) and result["accuracy"]["32"] in (0, 1)
-    assert (result["pairs"], result["languages"], result["scripts"]) == (1, {}, {})
+    assert (result["pairs"], result["languages"], result["scripts"]) == (1, {}, {}) and "script" not in table(result)
     shown = capsys.readouterr().out
     assert "Finding the passages of 1 queries" in shown and "Use the model:" in shown
     (score,) = load_evaluation(tmp_path / "run/report").select(dimension=32, precision="int8")
@@ -329,6 +329,9 @@ def test_the_scores_of_languages_average_to_the_accuracy_over_pairs(encoded, dim
     for score in scores:
         assert examples[score.key].mean() == pytest.approx(score.value, abs=1e-6)
         assert len(examples[score.key]) == score.examples == (4 if score.subset == "eng-Latn" else 2)
+    # Languages may have other names.
+    named = replace(encoded.pairs, languages=["Klingon!", *encoded.pairs.languages[1:]])
+    assert "Klingon!-Latn" in {score.subset for score in scores_of(replace(encoded, pairs=named), dim)[0]}
 
 
 def test_fewer_bits_are_other_scores_of_the_same_pairs_and_scripts_are_in_the_table(encoded):
@@ -340,18 +343,6 @@ def test_fewer_bits_are_other_scores_of_the_same_pairs_and_scripts_are_in_the_ta
         assert (full.subset, full.value) == (stored.subset, stored.value)
     shown = table(evaluate_pairs(encoded, np.arange(20) % 2 == 0, [32, 8]), most_scripts=2)
     assert "TF-IDF       0.500" in shown and "Latn" in shown and len(shown.splitlines()) == 8
-
-
-def test_languages_may_have_other_names_or_be_unknown(encoded):
-    languages = ["Klingon!", *encoded.pairs.languages[1:]]
-    named = replace(encoded, pairs=replace(encoded.pairs, languages=languages))
-    assert "Klingon!-Latn" in {score.subset for score in scores_of(named, 32)[0]}
-    unknown = replace(encoded, pairs=replace(encoded.pairs, languages=None, scripts=None))
-    [score], examples = scores_of(unknown, 32)
-    result = evaluate_pairs(unknown, np.zeros(20, bool), [32, 8])
-    assert (score.subset, score.languages, score.examples) == ("default", (), 20) and len(examples[score.key]) == 20
-    assert score.value == pytest.approx(result["accuracy"]["32"], abs=1e-4)
-    assert result["languages"] == result["scripts"] == {} and "script" not in table(result)
 
 
 def test_the_lines_to_use_a_model_rank_by_cosine_at_the_narrowest_width_that_keeps_95_percent(

@@ -247,16 +247,9 @@ SIDES = {"sentence1": TEXTS[:HALF], "sentence2": TEXTS[HALF:]}
 def make(kind, metric, data, languages=("eng-Latn",)):
     """A task of one of mteb's classes over data in memory: by split, or by subset and split."""
     task_type = kind.__name__.removeprefix("AbsTask")
-    metadata = TaskMetadata(
-        name=f"Memory{task_type}",
-        description="In memory.",
-        dataset={"path": "memory", "revision": "1"},
-        type=task_type,
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=languages,
-        main_score=metric,
-    )
+    names = {"name": f"Memory{task_type}", "type": task_type, "main_score": metric, "category": "t2t"}
+    data_of = {"description": "In memory.", "dataset": {"path": "memory", "revision": "1"}}
+    metadata = TaskMetadata(**names, **data_of, eval_splits=["test"], eval_langs=languages)
     task = type(metadata.name, (kind,), {"metadata": metadata, "load_data": lambda self, **_: None})()
     task.dataset, task.data_loaded = data, True
     return task
