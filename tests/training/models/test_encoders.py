@@ -89,13 +89,18 @@ def test_pickled_weights_are_loaded_as_transformers_does(whole):
 
 
 def test_other_code_is_not_run_by_default(whole, tmp_path, caplog):
+    caplog.set_level("INFO", logger="training")
     assert runs_own_code(ref(whole)) and type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
-    expected, trace = SentenceTransformer(str(whole), device="cpu").encode(TEXTS), tmp_path / "trace"
+    model, trace = SentenceTransformer(str(whole), device="cpu"), tmp_path / "trace"
+    expected = model.encode(TEXTS)
+    # sentence-transformers saves the names of classes whose code it has not run.
+    model.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
+    np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), expected)
+    assert "is not run" not in caplog.text
     with (whole / "configuration_f2llm.py").open("a") as file:
         file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
     assert not runs_own_code(ref(whole))
-    with caplog.at_level("INFO", logger="training"):
-        stock = load(whole, trust=TRUST_OPTION)
+    stock = load(whole, trust=TRUST_OPTION)
     assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
     assert "is not run; add --trust-remote-code" in caplog.text
     np.testing.assert_array_equal(stock.encode(TEXTS), expected)
@@ -112,15 +117,6 @@ def test_a_model_that_needs_its_code_is_refused(whole, refuses):
         find_miner(str(whole)).embed_passages(["a"])
     with refuses("key 'teacher'", whole, "use a model that needs none"):
         load_text_teacher(str(whole), device="cpu")
-
-
-def test_a_model_that_was_saved_without_its_code_is_loaded(whole, tmp_path, caplog):
-    """sentence-transformers saves the names of classes whose code it has not run."""
-    stock = SentenceTransformer(str(whole), device="cpu")
-    stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
-    with caplog.at_level("INFO", logger="training"):
-        np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), stock.encode(TEXTS))
-    assert "is not run" not in caplog.text
 
 
 def test_code_elsewhere_is_not_this_packages(whole):
@@ -169,14 +165,6 @@ def adapter(whole, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter, whole):
-    assert runs_own_code(ref(adapter))
-    assert type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
-    with (whole / "packing.py").open("a") as file:
-        file.write("\n")
-    assert not runs_own_code(ref(adapter))
-
-
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
 def test_an_adapter_without_modules_is_read_as_its_base(tmp_path, tiny_config, tiny_tokenizer, pooling):
     base = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, pooling, dense=True)
@@ -194,8 +182,8 @@ def test_an_adapter_without_modules_is_read_as_its_base(tmp_path, tiny_config, t
 
 
 @pytest.mark.parametrize("part", ["adapter", "base"])
-def test_an_adapter_that_lacks_a_weight_is_refused(adapter, whole, refuses, part):
-    load(adapter)
+def test_an_adapter_runs_the_code_of_its_base_and_is_refused_if_a_weight_is_missing(adapter, whole, refuses, part):
+    assert runs_own_code(ref(adapter)) and type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
     path, lacking = adapter / ADAPTER_WEIGHTS, "layers.1.self_attn.q_proj.lora_B"
     if part == "base":
         path, lacking = whole / "model.safetensors", "layers.1.self_attn.q_proj"
@@ -203,3 +191,6 @@ def test_an_adapter_that_lacks_a_weight_is_refused(adapter, whole, refuses, part
     save_file(weights, path, metadata={"format": "pt"})
     with refuses("MODEL", adapter, f"its weights lack 0.{lacking}"):
         load(adapter)
+    with (whole / "packing.py").open("a") as file:
+        file.write("\n")
+    assert not runs_own_code(ref(adapter))

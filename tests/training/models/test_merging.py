@@ -98,9 +98,6 @@ def test_slerp_divides_the_angle_and_keeps_the_norm(refuses):
     assert torch.equal(slerp(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
 
 
-# Averages of models.
-
-
 def test_a_soup_is_the_mean_of_its_parents_and_of_one_that_model(pair, save, tmp_path):
     _merge(tmp_path / "soup", *pair, weights=[1, 3])
     first, second, soup = map(_weights, (*pair, tmp_path / "soup"))
@@ -236,9 +233,6 @@ def test_a_revision_on_the_hub_is_found_in_the_cache(save, tmp_path, monkeypatch
     assert (parent.name, parent.revision) == ("some/model", commit)
     with refuses("some/model@step-8", "not to be had from the Hub"):
         find_parent("some/model@step-8")
-
-
-# The command.
 
 
 def test_checkpoints_of_a_run_are_averaged(uninterrupted, tmp_path, capsys):

@@ -100,9 +100,6 @@ def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path, small_to
     assert choice.prompts["query"] == instruct("Name the river.") and choice.is_trained
 
 
-# The whole command
-
-
 def _stage(folder, start, **keys):
     no_new_model = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
     short = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "instructions": True}

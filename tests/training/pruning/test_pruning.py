@@ -42,16 +42,14 @@ def test_every_method_cuts_to_the_shape(tiny_model, measured, random_batch, hidd
     assert pruned.num_parameters() == 320 * 16 + (2 * 16 * 32 + 2 * 16 * 16 + 2 * 8 + 3 * 16 * 24 + 2 * 16) + 16
 
 
-def test_without_importance_weights_decide(tiny_model, random_batch):
-    target, batch = pruned_config(tiny_model.config, SMALLER), random_batch([5, 3])
+def test_stock_classes_load_what_was_saved_and_without_importance_weights_decide(
+    tiny_model, measured, random_batch, tmp_path
+):
+    target, batch = pruned_config(tiny_model.config, SMALLER), random_batch([7, 4, 7])
     pruned, expected = prune(tiny_model, target), prune(tiny_model, target, weight_importance(tiny_model))
     assert torch.equal(pruned(**batch).last_hidden_state, expected(**batch).last_hidden_state)
-
-
-def test_stock_classes_load_what_was_saved(tiny_model, measured, random_batch, tmp_path):
-    pruned = prune(tiny_model, pruned_config(tiny_model.config, SMALLER), measured, hidden="reordered")
+    pruned = prune(tiny_model, target, measured, hidden="reordered")
     pruned.save_pretrained(tmp_path)
-    batch = random_batch([7, 4, 7])
     with torch.no_grad():
         expected = pruned(**batch).last_hidden_state
         for load in (AutoModel.from_pretrained, Qwen3Model.from_pretrained, F2LLMModel.from_pretrained):
