@@ -111,13 +111,17 @@ def test_the_published_format(encoder, tmp_path):
     assert (score.languages, score.examples) == ((), 19) and not summarize(found, "tiny").languages
 
 
-def test_other_data_of_the_same_name_are_another_revision(tmp_path):
+def test_other_data_of_the_same_name_are_another_revision_and_other_files_refused(tmp_path, refuses):
     revisions = []
     for negative in ("x", "y", "x"):
         path = write(tmp_path / "p.parquet", query=["a", "b"], passage=["c", "d"], negative_1=[negative, "z"])
         revisions.append([task.metadata.revision for task in local_tasks(path)])
     (retrieval, bitext), (other, same), again = revisions
     assert retrieval != other and bitext == same and again == [retrieval, bitext]
+    (tmp_path / "notes.txt").write_text("notes")
+    for name, part in (("notes.txt", "not a readable parquet"), ("absent", "no such file"), ("", "held_out.parquet")):
+        with refuses(tmp_path / name, part):
+            local_tasks(tmp_path / name)
 
 
 def test_a_cldr_build_has_no_task_of_a_single_script(encoder, tmp_path, caplog):
@@ -168,18 +172,6 @@ def test_a_faulty_file_is_refused(columns, message, tmp_path, refuses):
     path = write(tmp_path / "p.parquet", **columns)
     with refuses(path, message):
         local_tasks(path)
-
-
-def test_other_files_and_folders_are_refused(tmp_path, refuses):
-    (tmp_path / "notes.txt").write_text("notes")
-    (tmp_path / "folder").mkdir()
-    for name, parts in {
-        "notes.txt": ["not a readable parquet file"],
-        "absent": ["no such file or folder"],
-        "folder": ["held_out.parquet", "candidates.parquet", "source.json"],
-    }.items():
-        with refuses(name, *parts):
-            local_tasks(tmp_path / name)
 
 
 def run(encoder, task):
