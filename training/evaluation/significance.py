@@ -109,7 +109,10 @@ def _mean_of_means(groups: Sequence[Floats]) -> float:
 
 
 def _arrays(groups: Sequence[ArrayLike]) -> list[Floats]:
-    return [np.asarray(values, np.float64) for values in groups]
+    arrays = [np.asarray(values, np.float64) for values in groups]
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise UserError("an example's score is not finite; evaluate the model again")
+    return arrays
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

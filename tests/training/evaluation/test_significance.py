@@ -82,6 +82,8 @@ def test_overall_is_the_mean_over_shared_tasks_of_means_over_subsets():
 
 def test_models_that_cannot_be_compared_are_refused(refuses):
     made = evaluation()
+    with refuses("not finite"):
+        bootstrap_interval([[1.0, float("nan")]])
     with refuses("with itself"):
         compare_models(made, "small", "small")
     with refuses("'huge'", "large"):
