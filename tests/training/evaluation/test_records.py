@@ -74,6 +74,7 @@ def of(*models):
     ("revisions", "unit"),
     [
         (("checkpoint_200", "checkpoint_01000"), "checkpoint"),
+        (("step200", "step1000"), "step"),
         (("runs/Step/200", "runs/Step/1000"), "Step"),
         (("global_step200", "global_step1000"), "step"),
     ],

@@ -251,6 +251,7 @@ def test_checkpoints_of_a_run_are_averaged(uninterrupted, tmp_path, capsys):
     ("words", "part"),
     [
         ("{run} {run} --weights 0.5 0.3 0.2", "--weights: 3 weights for 2 models"),
+        ("{run} {run} --weights 1 -1", "--weights: -1.0 is not a positive number"),
         ("{run} {run} --weights 1 nan", "--weights: nan is not a positive number"),
         ("{run} {run} {run} --slerp", "--slerp goes from one model to another, not 3"),
         ("{run} {run} --slerp 1.5", "--slerp: 1.5 does not lie between 0"),

@@ -46,8 +46,10 @@ def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
         ({"family": "f2llm-v2-1.7b"}, ["hidden_size 2048", "more than the 1024"]),
         ({"num_hidden_layers": 29}, ["num_hidden_layers 29", "more than the 28"]),
         ({"hidden_size": 0}, ["hidden_size must be a whole number of at least 1"]),
+        ({"hidden_size": 330}, ["multiple of the 16 attention heads", "take 320"]),
         ({"hidden_size": 5}, ["multiple of the 16 attention heads", "take 16"]),
         ({"hidden_size": "320"}, ["whole number", "'320'"]),
+        ({"hidden_size": True}, ["whole number"]),
     ],
 )
 def test_impossible_shapes_are_refused(shape, parts, refuses):

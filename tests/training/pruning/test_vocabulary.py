@@ -203,6 +203,7 @@ _WORDS = {"type": "WordLevel", "vocab": _FEW, "unk_token": "a"}
         lambda parts: parts["model"].update(byte_fallback=True),
         lambda parts: parts["model"].update(end_of_word_suffix="</w>"),
         lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}),
+        lambda parts: parts.update(pre_tokenizer=None),
         lambda parts: parts["model"].update(vocab=_FEW, merges=[["a", "b"]]),
         lambda parts: parts.update(model=_WORDS),
     ],
