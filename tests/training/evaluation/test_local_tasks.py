@@ -20,7 +20,7 @@ import mteb
 
 from modeling_f2llm.prompts import instruct
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.evaluation.local_runs import cosines, evaluate, text, write
+from tests.training.evaluation.synthetic import write
 from training.common.keyed import text_key
 from training.data.cldr.sources import build_cldr
 from training.data.gettext_catalogs.sources import build_gettext
@@ -36,10 +36,42 @@ from training.evaluation.local_tasks import (
     local_tasks,
     with_passages,
 )
+from training.evaluation.records import Evaluation, Score
 from training.evaluation.summary import summarize
 
 # mteb rounds scores of retrieval to five decimals.
 ROUNDED = {"abs": 1e-5}
+WORDS = "river größer 東京 ответ lamp čaj window שלום sugar नमस्ते seven orbit paper quiet green tower".split()
+
+
+def text(kind, number):
+    """A different text for each kind and number."""
+    return f"{kind} {WORDS[number % 16]} {WORDS[(3 * number + len(kind)) % 16]} {number}"
+
+
+def by_mteb(model, task):
+    """The scores of a task by split, from mteb alone."""
+    (result,) = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False).task_results
+    return result.scores
+
+
+def evaluate(model, path):
+    found = Evaluation()
+    for task in local_tasks(path):
+        for split, subsets in by_mteb(model, task).items():
+            for scores in subsets:
+                data = task.dataset.get(scores["hf_subset"], task.dataset)[split]
+                examples = len(data["queries"] if isinstance(data, dict) else data)
+                of_task = ("tiny", task.metadata.name, task.metadata.type, scores["hf_subset"])
+                metric = (task.metadata.main_score, scores["main_score"])
+                found.scores.append(Score(*of_task, tuple(scores["languages"]), 32, "float32", *metric, examples))
+    return found
+
+
+def cosines(model, queries, documents):
+    """``(queries, documents)`` cosines."""
+    one, other = model.encode(list(queries)), model.encode(list(documents))
+    return one @ other.T / (np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1))
 
 
 def mined(encoder, one, other):
@@ -174,11 +206,6 @@ def test_a_faulty_file_is_refused(columns, message, tmp_path, refuses):
         local_tasks(path)
 
 
-def run(encoder, task):
-    (result,) = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False).task_results
-    return result.scores["test"][0]["main_score"]
-
-
 TEXTS = [text(kind, number) for kind in ("river", "東京", "šum") for number in range(12)]
 LABELS = [kind for kind in "abc" for _ in range(12)]
 
@@ -190,7 +217,9 @@ def test_labelled_texts_are_scored_as_scikit_learn_does(encoder, tmp_path):
     assert set(train["text"]) | set(test["text"]) == set(TEXTS) and len(train) == len(test) == 18
     # With no more than eight texts of a label, mteb trains on all of them in every experiment.
     learnt = LogisticRegression(max_iter=100).fit(encoder.encode(train["text"]), train["label"])
-    assert run(encoder, task) == pytest.approx(learnt.score(encoder.encode(test["text"]), test["label"]))
+    assert by_mteb(encoder, task)["test"][0]["main_score"] == pytest.approx(
+        learnt.score(encoder.encode(test["text"]), test["label"])
+    )
 
     task = clustering("Kinds", tmp_path, ["deu-Latn"], labels)
     embeddings, classes = encoder.encode(task.dataset["test"]["sentences"]), np.array(task.dataset["test"]["labels"])
@@ -199,7 +228,7 @@ def test_labelled_texts_are_scored_as_scikit_learn_does(encoder, tmp_path):
         drawn = draw.choices(range(36), k=task.max_documents_per_cluster)
         kmeans = MiniBatchKMeans(3, batch_size=512, n_init=1, random_state=task.seed)
         scores.append(v_measure_score(classes[drawn], kmeans.fit_predict(embeddings[drawn])))
-    assert run(encoder, task) == pytest.approx(np.mean(scores))
+    assert by_mteb(encoder, task)["test"][0]["main_score"] == pytest.approx(np.mean(scores))
 
 
 def test_every_label_that_is_asked_for_was_learnt_and_too_few_are_refused(tmp_path, refuses):

@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.evaluation.local_runs import write
+from tests.training.evaluation.synthetic import write
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from training.common.errors import UserError
 from training.evaluation import models

@@ -30,7 +30,7 @@ from sklearn.metrics import ndcg_score
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.evaluation.local_runs import write
+from tests.training.evaluation.synthetic import write
 from training.evaluate import main
 from training.evaluation import encoding, models, runner
 from training.evaluation.encoding import EmbeddingStore
