@@ -241,7 +241,6 @@ def test_the_log_is_divided_by_source_and_kind_or_refused(tmp_path, refuses):
         "a/b": {"training": [(10, 2.0), (20, 1.0)], "validation": [(20, 1.5)]},
         "c": {"training": [(10, 3.0)]},
     }
-
     for content in ("{", "[]", "{}", '{"log_history": [{"loss_source/a": 1}]}', '{"log_history": [3]}'):
         (tmp_path / "trainer_state.json").write_text(content)
         with refuses(tmp_path / "trainer_state.json", "holds no log"):
