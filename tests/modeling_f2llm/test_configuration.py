@@ -34,7 +34,6 @@ def test_every_size_is_a_valid_qwen3_with_the_published_fields(name):
     assert F2LLMConfig.from_family(name.upper()).to_dict() == config.to_dict()
     with torch.device("meta"):
         assert F2LLMModel(config).num_parameters() == PUBLISHED_PARAMETERS[name]
-    config = F2LLMConfig.from_family(name)
     config.validate()
     assert config.model_type == "qwen3"
     assert config.vocab_size == 151936
@@ -102,8 +101,9 @@ def test_layers_keep_to_the_depth_under_the_qwen3_defaults():
 )
 def test_matryoshka_dimensions_are_the_powers_of_two_and_the_width(width, dims):
     config = F2LLMConfig(hidden_size=width, num_hidden_layers=1)
-    assert config.is_matryoshka is True
-    assert config.matryoshka_dimensions == dims
+    assert (config.is_matryoshka, config.matryoshka_dimensions) == (True, dims)
+    config = F2LLMConfig(hidden_size=width, num_hidden_layers=1, is_matryoshka=False, matryoshka_dimensions=[4])
+    assert (config.is_matryoshka, config.matryoshka_dimensions) == (False, None)
 
 
 def test_smallest_matryoshka_dimension_can_be_chosen():
@@ -124,12 +124,6 @@ def test_dimensions_that_do_not_fit_are_refused(dims, tmp_path):
     for refused in (config.validate, lambda: config.save_pretrained(tmp_path)):
         with pytest.raises(StrictDataclassClassValidationError, match="hidden_size 32"):
             refused()
-
-
-def test_a_model_that_is_not_matryoshka_has_no_dimensions():
-    config = F2LLMConfig(hidden_size=32, num_hidden_layers=1, is_matryoshka=False, matryoshka_dimensions=[16])
-    assert config.is_matryoshka is False
-    assert config.matryoshka_dimensions is None
 
 
 def fields_of(config):

@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from torch._dynamo.utils import counters
 from transformers import AutoModel, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -19,7 +18,6 @@ from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.layers import F2LLMDecoderLayer, F2LLMRMSNorm
 from tests.modeling_f2llm.comparing import assert_same
 
-Batch = dict[str, Tensor]
 BATCHES = ([3, 5, 7], [4, 4, 9, 30], [11])
 HALVES = 2  # what a layer does before and after attention
 

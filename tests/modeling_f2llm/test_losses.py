@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -118,6 +120,17 @@ def test_one_pass_equals_the_loop_over_widths(dims, temperature):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
         for ours, theirs in zip(gradients(actual, *tensors), gradients(expected, *tensors), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_in_batch_loss_equals_sentence_transformers():
+    query, positive = small_inputs()[:2]
+    model = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
+    ranking = MultipleNegativesRankingLoss(model, scale=20.0)
+    expected = sum(
+        weight * ranking.compute_loss_from_embeddings([query[:, :dim], positive[:, :dim]], None)
+        for dim, weight in zip(DIMS, matryoshka_weights(DIMS), strict=True)
+    )
+    torch.testing.assert_close(in_batch_loss(query, positive, dims=DIMS), expected)
 
 
 @pytest.mark.parametrize(

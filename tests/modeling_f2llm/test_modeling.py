@@ -97,17 +97,15 @@ def test_given_position_ids_equal_stock(tiny_model, stock_model, padded, rows):
     assert (tiny_model(**padded).last_hidden_state - expected).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(
-    "position_ids",
-    [
-        [[4, 5, 6, 7, 8]],
-        [[4, 5, 6, 7, 8], [0, 1, 2, 3, 4]],
-        [[0, 1, 0, 1, 2]],
-        [[0, 1, 0, 1, 2], [0, 1, 2, 0, 1]],
-    ],
-)
-def test_given_position_ids_without_a_mask_equal_stock(tiny_model, stock_model, random_batch, position_ids):
-    inputs = {"input_ids": random_batch([5, 5])["input_ids"], "position_ids": torch.tensor(position_ids)}
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("positions", [[4, 5, 6, 7, 8], [3, 4, 0, 1, 2], [0, 1, 0, 1, 2]])
+def test_given_position_ids_without_padding_equal_stock(tiny_model, stock_model, random_batch, rows, positions):
+    batch = random_batch([5] * rows)
+    for position_ids in ([positions], [positions, [0, 1, 2, 0, 1]][:rows]):
+        inputs = {"input_ids": batch["input_ids"], "position_ids": torch.tensor(position_ids)}
+        assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
+    # With a mask a row is one text, at any positions.
+    inputs = {**batch, "position_ids": torch.tensor([positions])}
     assert_same(tiny_model(**inputs).last_hidden_state, stock_model(**inputs).last_hidden_state)
 
 
@@ -141,6 +139,15 @@ def test_no_mask_is_built(tiny_model, padded, implementation):
         )
     tiny_model(**padded)
     assert masks == [None, None]
+
+
+def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(tiny_model, random_batch):
+    lengths = [7, 3, 12, 3, 1, 7, 9]
+    batch = random_batch(lengths)
+    together = tiny_model(**batch).last_hidden_state
+    for row, length in enumerate(lengths):
+        alone = tiny_model(input_ids=batch["input_ids"][row : row + 1, :length]).last_hidden_state
+        assert_same(together[row, :length], alone[0])
 
 
 @pytest.mark.parametrize("inputs", [(), ("input_ids", "inputs_embeds")])

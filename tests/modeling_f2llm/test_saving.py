@@ -64,16 +64,13 @@ def test_stock_runs_on_the_config_of_a_loaded_model(tiny_model, saved_folder, pa
         ("resaved_remote", "F2LLMModel"),
     ],
 )
-def test_folder_loads_without_the_package(tiny_model, loaded_elsewhere, token_batch, name, class_name):
+def test_folder_loads_without_the_package(tiny_model, loaded_elsewhere, saved_folder, token_batch, name, class_name):
     arrays, facts = loaded_elsewhere
+    assert facts["config_class"] == "F2LLMConfig"
+    assert facts["resaved_files"] == sorted(path.name for path in saved_folder.iterdir())
     assert facts[f"{name}_class"] == class_name
     assert facts[f"{name}_package"] == ("transformers" if class_name == "Qwen3Model" else "transformers_modules")
     assert facts[f"{name}_is_padding_zero"] == (class_name == "F2LLMModel")
     with torch.no_grad():
         expected = tiny_model(**token_batch).last_hidden_state
     np.testing.assert_allclose(arrays[f"{name}_hidden"], expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max())
-
-
-def test_resaving_remote_code_keeps_the_code(loaded_elsewhere, saved_folder):
-    assert loaded_elsewhere.facts["config_class"] == "F2LLMConfig"
-    assert loaded_elsewhere.facts["resaved_files"] == sorted(path.name for path in saved_folder.iterdir())

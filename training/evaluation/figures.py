@@ -32,7 +32,9 @@ from training.evaluation.summary import GroupScore, Summary
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-# Columns of panels, one for each source, and markers on a line.
+# A figure has at most so many rows, one for each model, and panels, one for each source.
+_MOST_MODELS, _MOST_SOURCES = 6, 40
+# Columns of panels, and markers on a line.
 _COLUMNS, _MOST_MARKERS = 5, 12
 _PRECISION_NAMES = {"float32": "32-bit float", "int8": "8-bit integer", "binary": "1 bit"}
 # Up to this many tasks have a line each; more are grouped by type.
@@ -101,6 +103,15 @@ def _new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _rows_of_models(models: int, width: float, columns: int) -> tuple[Any, Any]:
+    """Return a figure and its ``(rows, columns)`` axes: a row for each of the first models."""
+    rows = min(models, _MOST_MODELS)
+    figure = _new_figure(width, 3.4 * rows + 0.4)
+    if rows < models:
+        figure.suptitle(f"The first {rows} of {models} models", fontsize=11, x=0.01, ha="left")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
+
+
 def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **more: Any) -> dict[str, Any]:
     """Draw lines over a grid, each with the style of its number, and return them by name."""
     axes.grid(color="0.88")
@@ -114,12 +125,12 @@ def _plot(axes: Any, lines: Mapping[str, Line], styles: Sequence[int] = (), **mo
 
 def dimension_points(evaluation: Evaluation, model: str) -> Points:
     """Return dimensions and mean scores in percent by precision, over the tasks that were scored at all of them."""
-    grouped: dict[tuple[int, int], list[Score]] = defaultdict(list)
-    for score in evaluation.select(model=model):
-        grouped[list(PRECISIONS).index(score.precision), score.dimension].append(score)
+    grouped: dict[tuple[str, int], list[Score]] = defaultdict(list)
+    for score in sorted(evaluation.select(model=model), key=lambda each: (-PRECISIONS[each.precision], each.dimension)):
+        grouped[score.precision, score.dimension].append(score)
     points: Points = defaultdict(list)
-    for (precision, dimension), scores in sorted(of_shared_tasks(grouped).items()):
-        points[list(PRECISIONS)[precision]].append((dimension, 100 * task_mean(scores)))
+    for (precision, dimension), scores in of_shared_tasks(grouped).items():
+        points[precision].append((dimension, 100 * task_mean(scores)))
     return dict(points)
 
 
@@ -129,10 +140,9 @@ def dimensions_figure(evaluation: Evaluation) -> Any:
     swept = {model: points for model, points in found.items() if sum(map(len, points.values())) > 1}
     if not swept:
         return None
-    figure = _new_figure(10, 3.4 * len(swept) + 0.4)
-    grid = figure.subplots(len(swept), 2, squeeze=False, sharey="row")
+    figure, grid = _rows_of_models(len(swept), 10, 2)
     kinds = (("Dimensions kept", lambda dimension, precision: dimension), ("Bytes per vector", bytes_per_vector))
-    for (left, right), (model, points) in zip(grid, swept.items(), strict=True):
+    for (left, right), (model, points) in zip(grid, swept.items(), strict=False):
         for axes, (label, size_of) in zip((left, right), kinds, strict=True):
             lines = {
                 _PRECISION_NAMES[precision]: [(size_of(dimension, precision), value) for dimension, value in line]
@@ -174,8 +184,8 @@ def learning_figure(evaluation: Evaluation) -> Any:
     found = [(sweep, lines, final) for sweep, lines, final in found if lines]
     if not found:
         return None
-    figure = _new_figure(8.5, 3.4 * len(found) + 0.4)
-    for axes, (sweep, lines, final) in zip(figure.subplots(len(found), squeeze=False).flat, found, strict=True):
+    figure, grid = _rows_of_models(len(found), 8.5, 1)
+    for axes, (sweep, lines, final) in zip(grid.flat, found, strict=False):
         _plot(axes, lines)[MEAN].set_linewidth(2.4)
         if final is not None:
             axes.axhline(final, color="0.35", linewidth=0.8, linestyle=(0, (8, 3)), label="Finished model")
@@ -269,15 +279,18 @@ def load_curves(run: Path) -> Curves:
 
 
 def curves_figure(curves: Curves, title: str = "") -> Any:
-    """Return a panel per source with its losses; None without sources."""
+    """Return a panel with the losses of each source, of those with the most losses; None without sources."""
     if not curves:
         return None
-    columns = min(len(curves), _COLUMNS)
-    rows = math.ceil(len(curves) / columns)
+    # A source of more rows is in more of the logged steps.
+    names = sorted(sorted(curves, key=lambda name: -sum(map(len, curves[name].values())))[:_MOST_SOURCES])
+    if len(names) < len(curves):
+        title = f"{title}\nThe {len(names)} of {len(curves)} sources with the most logged losses".lstrip()
+    columns = min(len(names), _COLUMNS)
+    rows = math.ceil(len(names) / columns)
     figure = _new_figure(max(2.2 * columns, 4.5), 1.6 * rows + 1.2)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     handles: dict[str, Any] = {}
-    names = sorted(curves)
     for number, (axes, source, name) in enumerate(zip(grid, names, short_labels(names, 26), strict=False)):
         styles = {kind: style for style, kind in enumerate(_KINDS.values()) if kind in curves[source]}
         lines = {kind.capitalize(): curves[source][kind] for kind in styles}
@@ -285,8 +298,8 @@ def curves_figure(curves: Curves, title: str = "") -> Any:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(name, fontsize=8)
         # Above an incomplete last row, some columns end in the row before.
-        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(curves))
-    for axes in figure.axes[len(curves) :]:
+        axes.tick_params(labelsize=8, labelbottom=number + columns >= len(names))
+    for axes in figure.axes[len(names) :]:
         axes.remove()
     figure.supxlabel("Training step", fontsize=10)
     figure.supylabel("Loss (nats)", fontsize=10)

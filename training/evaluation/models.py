@@ -123,13 +123,10 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
     """Return the options of a model in mteb's registry; refuse models that only mteb evaluates as intended."""
     loader = getattr(known.loader, "__qualname__", str(known.loader))
     options = {**_LOADERS.get(loader, {}), **(known.loader_kwargs or {})}
-    unknown = [f"option {name!r}" for name in options if name not in _SUPPORTED]
+    unknown = [repr(name) for name in options if name not in _SUPPORTED]
     if loader not in _LOADERS or unknown:
-        with_what = unknown[0] if loader in _LOADERS else f"loader {loader}"
-        raise UserError(
-            f"{known.name}: mteb loads this model with the {with_what}, which is not supported here; evaluate it with "
-            f"mteb: mteb run -m {known.name} -t TASK"
-        )
+        what = " ".join([loader, *unknown])
+        raise UserError(f"{known.name}: mteb's {what} is not supported here; use mteb run -m {known.name} -t TASK")
     return options
 
 

@@ -68,8 +68,7 @@ class Pairs:
 
     def hits(self, found: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` whether ``(n,)`` positions among the candidates are those of a passage of each query."""
-        pairs = zip(found.tolist(), self.relevant, strict=True)
-        return np.fromiter((position in own for position, own in pairs), bool, len(self.relevant))
+        return np.array([position in own for position, own in zip(found.tolist(), self.relevant, strict=True)], bool)
 
 
 def load_pairs(pairs: Path | str, candidates: Path | str | None = None) -> Pairs:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.outputs import whole_file, write_whole
-
-_Key = TypeVar("_Key")
 
 # Bits per stored number, by sentence-transformers' name of the quantization.
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
@@ -170,16 +168,14 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
         raise UserError(f"{kind} {name!r} is unknown; there are {', '.join(near) or 'none'}")
 
 
-def model_scores(
-    evaluation: Evaluation, model: str, dimension: int | None = None, precision: str = "float32"
-) -> list[Score]:
-    """Return the scores of one model at one dimension (default: the largest) and precision."""
+def model_scores(evaluation: Evaluation, model: str, dimension: int | None = None) -> list[Score]:
+    """Return the float32 scores of one model at one dimension (default: the largest)."""
     check_known("model", model, (score.model for score in evaluation.scores))
-    found = evaluation.select(model=model, precision=precision)
+    found = evaluation.select(model=model, precision="float32")
     known = sorted({score.dimension for score in found}, reverse=True)
     if not known or dimension not in (None, *known):
         offered = ", ".join(map(str, known)) or "none"
-        raise UserError(f"model {model!r} lacks these scores in {precision}; dimensions with scores: {offered}")
+        raise UserError(f"model {model!r} lacks these scores in float32; dimensions with scores: {offered}")
     return evaluation.select(found, dimension=dimension or known[0])
 
 
@@ -192,7 +188,7 @@ def shared_scores(evaluation: Evaluation, models: Iterable[str]) -> dict[str, li
     return of_shared_tasks({model: model_scores(evaluation, model) for model in scored})
 
 
-def of_shared_tasks(groups: Mapping[_Key, Sequence[Score]]) -> dict[_Key, list[Score]]:
+def of_shared_tasks(groups: Mapping[Any, Sequence[Score]]) -> dict[Any, list[Score]]:
     """Return the scores of the tasks that all groups have; empty if there are none."""
     tasks = set.intersection(*({score.task for score in group} for group in groups.values())) if groups else set()
     return {key: [score for score in group if score.task in tasks] for key, group in groups.items() if tasks}

@@ -128,16 +128,12 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
 
 def view_table(scores: Iterable[Score]) -> Table:
     """Return the table of means over subsets by task, model, width and precision."""
-    values: dict[tuple[str, str, int, int, str], list[float]] = defaultdict(list)
-    for score in scores:
-        precision = list(PRECISIONS).index(score.precision)
-        values[score.task, score.model, -score.dimension, precision, score.metric].append(100 * score.value)
-    rows: list[tuple[Cell, ...]] = []
-    for (task, model, width, number, metric), found in sorted(values.items()):
-        precision = list(PRECISIONS)[number]
+    values: dict[tuple[Cell, ...], list[float]] = defaultdict(list)
+    for score in sorted(scores, key=lambda each: (each.task, each.model, -each.dimension, -PRECISIONS[each.precision])):
         # A baseline such as TF-IDF has no width.
-        size = bytes_per_vector(-width, precision) or None
-        rows.append((model, task, -width or None, precision, size, metric, fmean(found)))
+        size = score.dimension or None, score.precision, bytes_per_vector(score.dimension, score.precision) or None
+        values[(score.model, score.task, *size, score.metric)].append(100 * score.value)
+    rows: list[tuple[Cell, ...]] = [(*view, fmean(found)) for view, found in values.items()]
     head = ("model", "task", "dimensions", "precision", "bytes per vector", "metric", "score (%), mean over subsets")
     return Table("Dimensions and precisions", head, rows)
 

@@ -1,7 +1,4 @@
-"""Evaluation of models on mteb's tasks, its benchmarks or local data, from options to scores and report.
-
-Each task is scored on all views of one encoding, with the scores of its examples, and resumed task by task.
-"""
+"""Evaluation of models on mteb's tasks, its benchmarks or local data, from options to scores and report."""
 
 from __future__ import annotations
 
@@ -21,7 +18,6 @@ from typing import Any
 import mteb
 import numpy as np
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from mteb._evaluators.retrieval_metrics import mrr
 from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -251,7 +247,8 @@ def _add_scores(label: str, view: EncoderView, task: AbsTask, evaluation: Evalua
         if has_examples(task):
             values = found.get((split, name), np.empty(0, np.float32))
             # An empty array says that the task computes its score in another way.
-            examples[score.key] = values if agree(values, score.value) else values[:0]
+            agree = len(values) > 0 and abs(float(values.mean(dtype=np.float64)) - score.value) < _TOLERANCE
+            examples[score.key] = values if agree else values[:0]
             score = replace(score, examples=len(examples[score.key]) or score.examples)
         scores.append(score)
     evaluation.put(scores, examples)
@@ -269,15 +266,10 @@ def has_examples(task: AbsTask) -> bool:
     """Whether the task's score is the mean of scores of its examples."""
     metric = task.metadata.main_score
     if isinstance(task, AbsTaskRetrieval):
-        return metric.rpartition("_")[0] in (*_TREC, "mrr_at")
+        return metric.rpartition("_")[0] in _TREC
     if isinstance(task, AbsTaskClassification) and not isinstance(task, AbsTaskMultilabelClassification):
         return metric == "accuracy" and not task.is_cross_validation
     return isinstance(task, AbsTaskBitextMining) and metric in ("f1", "accuracy")
-
-
-def agree(examples: Floats, score: float) -> bool:
-    """Whether the mean of the examples is the score."""
-    return len(examples) > 0 and abs(float(examples.mean(dtype=np.float64)) - score) < _TOLERANCE
 
 
 @contextmanager
@@ -300,17 +292,17 @@ def recorded(task: AbsTask) -> Iterator[Found]:
             for pair, nearest in predictions.items() if isinstance(task, AbsTaskBitextMining) else ():
                 parallel = hf_subset == "parallel"
                 gold = [right for _, right in data["gold"]] if not parallel and "gold" in data else range(len(nearest))
-                positions = np.array([each["corpus_id"] for each in nearest])
-                found[hf_split, pair if parallel else hf_subset] = _bitext(task, positions, np.asarray(gold))
+                positions, gold = np.array([each["corpus_id"] for each in nearest]), np.asarray(gold)
+                hits = (positions == gold).astype(np.float32)
+                if task.metadata.main_score == "f1":
+                    # A label found n times has precision 1/n and recall 1; weighted by labels, each with one pair.
+                    hits *= 2 / (1 + np.bincount(positions, minlength=int(gold.max()) + 1)[gold])
+                found[hf_split, pair if parallel else hf_subset] = hits
 
     def of_queries(scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str) -> dict[str, float]:
         name, _, ranks = task.metadata.main_score.rpartition("_")
         with tolerant:
-            queries = sorted(scores)
-            if name == "mrr_at":
-                values = mrr(qrels, {query: results[query] for query in queries}, [int(ranks)])[f"MRR@{ranks}"]
-            else:
-                values = [scores[query][f"{_TREC[name]}_{ranks}"] for query in queries]
+            values = [scores[query][f"{_TREC[name]}_{ranks}"] for query in sorted(scores)]
             found[hf_split, hf_subset] = np.array(values, np.float32)
         return type(task).task_specific_scores(task, scores, qrels, results, hf_split, hf_subset)
 
@@ -319,13 +311,3 @@ def recorded(task: AbsTask) -> Iterator[Found]:
         yield found
     finally:
         del task._save_task_predictions, task.task_specific_scores
-
-
-def _bitext(task: AbsTask, found: np.ndarray, gold: np.ndarray) -> Floats:
-    """Return the main metric of each pair; F1 weighted by labels is their mean, as each label has one pair."""
-    hits = (found == gold).astype(np.float32)
-    if task.metadata.main_score == "accuracy":
-        return hits
-    # A label found n times has precision 1/n and recall 1, so F1 is 2 / (1 + n).
-    times = np.bincount(found, minlength=int(gold.max()) + 1)
-    return (2 * hits / (1 + times[gold])).astype(np.float32)

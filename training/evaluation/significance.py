@@ -153,17 +153,14 @@ class TaskComparison:
         return "the first is better" if self.first > self.second else "the second is better"
 
 
-def compare_models(
-    evaluation: Evaluation, first: str, second: str, dimension: int | None = None, precision: str = "float32"
-) -> list[TaskComparison]:
-    """Compare two models, by label, on the tasks and subsets that both were scored on.
+def compare_models(evaluation: Evaluation, first: str, second: str) -> list[TaskComparison]:
+    """Compare two models, by label, at full width on the tasks and subsets that both were scored on.
 
-    The last row, ``overall``, is the mean over the tested tasks. ``dimension`` is that of both; default: each model's
-    largest.
+    The last row, ``overall``, is the mean over the tested tasks.
     """
     if first == second:
         raise UserError(f"cannot compare {first!r} with itself; name two models")
-    found = (model_scores(evaluation, model, dimension, precision) for model in (first, second))
+    found = (model_scores(evaluation, model) for model in (first, second))
     ours, theirs = ({(score.task, score.split, score.subset): score for score in scores} for scores in found)
     common = by_task([score for key, score in ours.items() if key in theirs])
     if not common:

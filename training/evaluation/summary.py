@@ -1,8 +1,4 @@
-"""Scores of one model by task, language, script and class of training data.
-
-A score belongs to its language. A bitext with English belongs to the other language (otherwise English would be the
-mean of all), any other bitext to both. Scores of more languages, or of none, count only by task.
-"""
+"""Scores of one model by task, language, script and class of training data."""
 
 from __future__ import annotations
 
@@ -79,15 +75,9 @@ class Summary:
     language_macro: float | None
 
 
-def summarize(
-    evaluation: Evaluation,
-    model: str,
-    rows: Mapping[str, int] | None = None,
-    dimension: int | None = None,
-    precision: str = "float32",
-) -> Summary:
-    """Summarize the scores of one model, by label; by class of training data if its rows by language are given."""
-    scores = model_scores(evaluation, model, dimension, precision)
+def summarize(evaluation: Evaluation, model: str, rows: Mapping[str, int] | None = None) -> Summary:
+    """Summarize the float32 scores of a model, by label, at full width; by class if its rows by language are given."""
+    scores = model_scores(evaluation, model)
     rows_of_languages = [(s.key, s.task, s.value, s.examples, language) for s in scores for language in languages_of(s)]
     frame = pd.DataFrame(rows_of_languages, columns=["key", "task", "value", "examples", "language"])
     languages = _groups(frame, lambda language: language)
@@ -96,7 +86,7 @@ def summarize(
     return Summary(
         model=model,
         dimension=scores[0].dimension,
-        precision=precision,
+        precision=scores[0].precision,
         tasks=[_task(evaluation, found) for found in by_task(scores).values()],
         languages=languages,
         scripts=_groups(frame, lambda language: language.partition("-")[2] or "unknown"),
@@ -127,7 +117,10 @@ def _task(evaluation: Evaluation, scores: Sequence[Score]) -> TaskScore:
 
 
 def languages_of(score: Score) -> tuple[str, ...]:
-    """Return the languages that a score belongs to."""
+    """Return the languages that a score belongs to; of more than two languages, or of none, it counts only by task.
+
+    A bitext with English belongs to the other language (otherwise English would be the mean of all), others to both.
+    """
     if len(score.languages) == 2:
         others = tuple(language for language in score.languages if language.split("-")[0] != "eng")
         return tuple(dict.fromkeys(others)) or score.languages[:1]

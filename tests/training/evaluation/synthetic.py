@@ -1,12 +1,19 @@
-"""Evaluations with made-up scores, for the tests of what is drawn and written from them."""
+"""Evaluations with made-up scores, for the tests of what is drawn and written from them, and files of texts."""
 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from training.evaluation.records import Evaluation, ModelRecord, Score
 
 LANGUAGES = ("deu-Latn", "eng-Latn", "fra-Latn", "rus-Cyrl", "srp-Cyrl", "jpn-Jpan")
+
+
+def write(path, **columns):
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path)
+    return path
 
 
 def score(languages=("deu-Latn",), examples=40, **fields):

@@ -49,13 +49,10 @@ def test_int8_is_what_faiss_stores_and_finds():
     assert np.mean([len(set(one) & set(other)) / 10 for one, other in zip(nearest, exact, strict=True)]) > 0.995
 
 
-def test_binary_is_what_sentence_transformers_stores():
+def test_binary_is_what_sentence_transformers_stores_and_int8_clips():
     embeddings = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
     packed = np.packbits(quantized(embeddings, "binary") > 0, axis=1)
     np.testing.assert_array_equal(packed, quantize_embeddings(embeddings, "ubinary"))
-
-
-def test_int8_clips_values_out_of_range_and_keeps_constant_dimensions():
     ranges = np.array([[-1.0], [1.0]], np.float32)
     inside, outside = (quantized(np.array([[-end], [end]], np.float32), "int8", ranges) for end in (1.0, 5.0))
     np.testing.assert_array_equal(outside, inside)

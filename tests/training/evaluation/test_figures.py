@@ -27,7 +27,7 @@ from training.evaluation.figures import (
     short_labels,
     shortened,
 )
-from training.evaluation.records import Evaluation, ModelRecord, find_sweeps, model_scores, task_mean
+from training.evaluation.records import Evaluation, ModelRecord, find_sweeps, task_mean
 from training.evaluation.summary import GroupScore, summarize
 
 SWEEP = {"dimensions": (64, 32, 8), "precisions": ("binary", "float32")}
@@ -54,9 +54,6 @@ def learning(tasks, model="org/m", final=0.7, revision="step-{}"):
             made.scores.append(score(value=quality + 0.1 * number, **fields))
             made.scores.append(score(value=0.01, dimension=16, **fields))
     return made
-
-
-MANY_TYPES = {f"T{number}": f"MultilabelClassification{number}" for number in range(11)}
 
 
 def family(models):
@@ -93,7 +90,7 @@ def drawn(axes):
     "figure",
     [
         lambda: dimensions_figure(evaluation(qualities={"a" * 90: 0.5, "large": 0.8}, **SWEEP)),
-        lambda: learning_figure(learning(MANY_TYPES)),
+        lambda: learning_figure(learning({f"T{n}": f"MultilabelClassification{n}" for n in range(11)})),
         *(lambda count=count: pareto_figure(family(FAMILY[:count])) for count in (2, 5)),
         lambda: pareto_figure(family([(f"m/model-{n}", 10 ** (8 + n / 40), 1 + n, n / 80) for n in range(40)])),
         *(lambda count=count: curves_figure(curves(count, name="{:02}-of-" + 40 * "word-")) for count in (1, 5, 30)),
@@ -137,33 +134,33 @@ def test_dimensions_are_means_over_the_tasks_that_were_scored_everywhere():
     }
     for precision, line in points.items():
         for dimension, value in line:
-            assert value == pytest.approx(100 * task_mean(model_scores(made, "small", dimension, precision)))
+            scores = made.select(model="small", dimension=dimension, precision=precision)
+            assert value == pytest.approx(100 * task_mean(scores))
     made.scores += [score(task="B", value=0.1), score(task="B", dimension=8, value=0.1)]
     assert dimension_points(made, "small") == points and dimension_points(made, "unknown") == {}
 
 
-def test_bytes_are_those_of_a_packed_vector():
+def test_dimensions_are_drawn_over_bytes_of_packed_vectors_too():
     left, right = dimensions_figure(evaluation(qualities={"one": 0.8}, **SWEEP)).axes
-    shown = {
-        axes.get_xlabel(): {name: [x for x, _ in line] for name, line in drawn(axes).items()} for axes in (left, right)
-    }
-    assert shown == {
-        "Dimensions kept (log scale)": {"32-bit float": [8, 32, 64], "1 bit": [8, 32, 64]},
-        "Bytes per vector (log scale)": {"32-bit float": [32, 128, 256], "1 bit": [1, 4, 8]},
-    }
+    for axes, label, full, bits in (
+        (left, "Dimensions kept (log scale)", [8, 32, 64], [8, 32, 64]),
+        (right, "Bytes per vector (log scale)", [32, 128, 256], [1, 4, 8]),
+    ):
+        found = {name: [x for x, _ in line] for name, line in drawn(axes).items()}
+        assert found == {"32-bit float": full, "1 bit": bits}
+        assert axes.get_xlabel() == label
     assert left.get_ylabel() == "Mean score over tasks (%)" and left.get_title("left") == "one"
-
-
-def test_finished_models_with_several_views_have_a_row():
+    # Finished models with several views have a row, up to six.
     made = evaluation(qualities={"m@step-1": 0.5, "m@step-2": 0.6, "m": 0.7}, **SWEEP)
     made.models = [ModelRecord("m", revision) for revision in ("step-1", "step-2", None)] + [ModelRecord("plain")]
     made.scores += [score(model="plain")]
     assert [axes.get_title("left") for axes in dimensions_figure(made).axes] == ["m", ""]
+    many = dimensions_figure(evaluation(qualities={f"m{number}": 0.5 for number in range(9)}, **SWEEP))
+    assert len(many.axes) == 12 and many.get_suptitle() == "The first 6 of 9 models"
 
 
 def learnt(made):
-    (found,) = find_sweeps(made)
-    return learning_points(made, found)
+    return learning_points(made, *find_sweeps(made))
 
 
 def test_learning_curves_are_by_task_or_by_type_of_many_tasks():
@@ -178,9 +175,7 @@ def test_learning_curves_are_by_task_or_by_type_of_many_tasks():
     assert list(curve[0]) == [MEAN, "Retrieval", "STS"]
     assert [value for _, value in curve[0]["Retrieval"]] == pytest.approx([40, 45, 50])
     assert list(learnt(learning(dict.fromkeys(tasks, "STS")))[0]) == [MEAN]
-
-
-def test_learning_curves_are_over_the_tasks_that_all_steps_and_the_finished_model_have():
+    # They are over the tasks that all steps and the finished model have.
     made = learning({"A": "STS", "B": "STS", "C": "STS"})
     lacking = {("org/m@step-200", "B"), ("org/m", "C")}
     made.scores = [found for found in made.scores if (found.model, found.task) not in lacking]
@@ -229,7 +224,9 @@ def test_models_are_drawn_by_cost_and_mean_over_the_tasks_that_all_have():
     assert rate.get_xlabel() == "Texts encoded per second (log scale)"
 
 
-def test_the_log_is_divided_by_source_and_kind(tmp_path):
+def test_the_log_is_divided_by_source_and_kind_or_refused(tmp_path, refuses):
+    with refuses(tmp_path, "no trainer_state.json"):
+        load_curves(tmp_path)
     for folder, loss in (("checkpoint-900", 9.0), ("checkpoint-1000", 10.0)):
         write_log(tmp_path / folder, {"step": 1, "loss_source/a": loss})
     (tmp_path / "checkpoint-2000").mkdir()
@@ -244,21 +241,20 @@ def test_the_log_is_divided_by_source_and_kind(tmp_path):
         "a/b": {"training": [(10, 2.0), (20, 1.0)], "validation": [(20, 1.5)]},
         "c": {"training": [(10, 3.0)]},
     }
-
-
-def test_logs_that_cannot_be_read_are_refused(tmp_path, refuses):
-    with refuses(tmp_path, "no trainer_state.json"):
-        load_curves(tmp_path)
     for content in ("{", "[]", "{}", '{"log_history": [{"loss_source/a": 1}]}', '{"log_history": [3]}'):
         (tmp_path / "trainer_state.json").write_text(content)
         with refuses(tmp_path / "trainer_state.json", "holds no log"):
             load_curves(tmp_path)
 
 
-@pytest.mark.parametrize(("sources", "columns"), [(1, 1), (4, 4), (58, 5)])
+@pytest.mark.parametrize(("sources", "columns"), [(1, 1), (4, 4), (38, 5), (90, 5)])
 def test_every_source_has_a_panel_and_all_have_one_legend(sources, columns):
     made = curves(sources)
-    figure = curves_figure(made)
+    figure = curves_figure(made, "run")
+    if sources > 40:
+        assert figure.get_suptitle() == "run\nThe 40 of 90 sources with the most logged losses"
+        # Those with validation.
+        sources, made = 40, dict([each for each in made.items() if len(each[1]) == 2][:40])
     for axes, (source, kinds) in zip(figure.axes, sorted(made.items()), strict=True):
         assert axes.get_title() == source.removeprefix("data/") and axes.get_legend() is None
         assert [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()] == list(kinds.values())
@@ -271,22 +267,16 @@ def test_every_source_has_a_panel_and_all_have_one_legend(sources, columns):
     assert labelled == [False] * (sources - columns) + [True] * columns
 
 
-def summary(*languages):
-    return summarize(evaluation(languages, dimensions=(64,), precisions=("float32",)), "large")
-
-
 def lightness(colour):
-    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
-
-
-def test_scripts_with_more_languages_come_first_and_the_lowest_score_in_each():
-    groups = [GroupScore(name, value, 1, 10) for name, value in (("a-X", 0.3), ("b-Y", 0.9), ("c-Y", 0.1))]
-    assert lay_out(groups) == ["Y", groups[2], groups[1], "X", groups[0]]
+    return np.dot(colour[:3], [0.2126, 0.7152, 0.0722])
 
 
 @pytest.mark.parametrize("languages", [LANGUAGES, many_languages(40), many_languages()], ids=len)
 def test_every_language_has_a_cell_the_darker_the_higher_its_score(languages):
-    found = summary(*languages)
+    # Scripts with more languages come first, and the lowest score in each.
+    groups = [GroupScore(name, value, 1, 10) for name, value in (("a-X", 0.3), ("b-Y", 0.9), ("c-Y", 0.1))]
+    assert lay_out(groups) == ["Y", groups[2], groups[1], "X", groups[0]]
+    found = summarize(evaluation(languages, dimensions=(64,), precisions=("float32",)), "large")
     figure = languages_figure(found)
     figure.draw_without_rendering()
     grid, scale = figure.axes
@@ -306,16 +296,13 @@ def test_every_language_has_a_cell_the_darker_the_higher_its_score(languages):
         assert figure.bbox.contains(*extent.p0) and figure.bbox.contains(*extent.p1), text.get_text()
 
 
-def test_names_are_short_but_different_and_begin_no_formula():
+def test_names_are_short_and_begin_no_formula_and_neighbouring_lines_differ_in_every_trait():
     assert short_labels(["codefuse-ai/F2LLM-v2-80M", "intfloat/e5"]) == ["F2LLM-v2-80M", "e5"]
     assert short_labels(["runs/a/model", "runs/b/model/", "c"]) == ["a/model", "b/model", "c"]
     assert short_labels(["same", "same", "/"]) == ["same", "same", ""]
     assert shortened("abcdefghijklmnop", 8) == "abc…mnop"
     assert shortened("abcdefgh", 8) == "abcdefgh"
     assert shortened("$5 and $6", 20) == r"\$5 and \$6"
-
-
-def test_neighbouring_lines_differ_in_every_trait():
     styles = [line_style(number) for number in range(28)]
     assert len({(style["linestyle"], style["marker"]) for style in styles}) == 28
     assert all(styles[n][trait] != styles[n + 1][trait] for n in range(27) for trait in styles[0])

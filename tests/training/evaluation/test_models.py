@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.evaluation.local_runs import write
+from tests.training.evaluation.synthetic import write
 from tests.training.models.starts import QWEN3_PROMPTS, save_like_qwen3_embedding
 from training.common.errors import UserError
 from training.evaluation import models
@@ -93,7 +93,6 @@ def test_a_model_trained_with_instructions_gets_the_published_ones_beside_its_ow
         ({"query": "Instruct: Find it.\nQuery: "}, True),
         ({"query": "Instruct: Find it.\nQuery:", "document": ""}, False),
         ({"query": "Instruct: Find it.\nQuery: ", "document": "passage: "}, False),
-        ({"query": "Instruct: "}, False),
         ({"query": "Instruct: Find it.\nText: "}, False),
         ({}, False),
     ],
@@ -104,24 +103,12 @@ def test_a_model_is_f2llms_if_its_whole_template_is(save, prompts, ours):
     assert load(folder, prompts="published").prompts.template is not None
 
 
-def test_the_models_default_prompt_is_for_what_is_neither_query_nor_document(save):
-    assert load(save({"query": "q: ", "first": "f: "}, default="first")).prompts.default == "f: "
-
-
-def test_texts_are_truncated_at_the_length_asked_for_or_the_models(save):
-    folder = save()
+def test_texts_get_the_models_default_prompt_and_are_truncated_at_the_length_asked_for_or_the_models(save):
+    folder = save({"query": "q: ", "first": "f: "}, default="first")
+    assert load(folder).prompts.default == "f: "
     longest = SentenceTransformer(str(folder), trust_remote_code=True).max_seq_length
     lengths = [load_model(str(folder), None, asked).store.model.max_seq_length for asked in (4, 4096, 8192)]
     assert lengths == [4, longest, longest]
-
-
-def test_bad_names_are_one_line(tmp_path, refuses):
-    with refuses("holds no model"):
-        load(tmp_path)
-    with refuses("neither a folder nor to be had from the Hub"):
-        load("nobody/nothing")
-    with refuses("its revisions cannot be listed"):
-        revisions_of("nobody/nothing")
 
 
 @pytest.fixture
@@ -159,10 +146,8 @@ def check_same(model, wrapper):
 
 
 def test_every_kind_of_loader_is_known():
-    found: Counter[str] = Counter()
-    for known in MODEL_REGISTRY.values():
-        if "Sentence Transformers" not in known.framework:
-            continue
+    found = Counter()
+    for known in (each for each in MODEL_REGISTRY.values() if "Sentence Transformers" in each.framework):
         name = getattr(known.loader, "__qualname__", str(known.loader))
         try:
             registered_options(known)
@@ -174,7 +159,14 @@ def test_every_kind_of_loader_is_known():
     assert found == {**SUPPORTED, "refused": 140}
 
 
-def test_other_loaders_and_options_are_refused(registered, refuses):
+def test_bad_names_and_other_loaders_and_options_are_refused(registered, tmp_path, refuses):
+    (tmp_path / "empty").mkdir()
+    with refuses("holds no model"):
+        load(tmp_path / "empty")
+    with refuses("neither a folder nor to be had from the Hub"):
+        load("nobody/nothing")
+    with refuses("its revisions cannot be listed"):
+        revisions_of("nobody/nothing")
     name = "nomic-ai/nomic-embed-text-v1.5"
     with refuses(name, "NomicWrapper", f"mteb run -m {name}"):
         load(name)
@@ -194,17 +186,21 @@ def test_a_model_of_others_keeps_its_own_prompts(folder, caplog):
     assert all(part in line for part in parts)
 
 
-@pytest.mark.parametrize("template", [instruction_template, "{instruction}\n", None], ids=["function", "text", "none"])
-def test_a_model_of_the_registry_gets_mtebs_instructions(registered, folder, template):
-    options = {"instruction_template": template, "apply_instruction_to_passages": False} if template else {}
-    ours = registered(InstructSentenceTransformerModel, **options)
-    check_same(ours, InstructSentenceTransformerModel(str(folder), "main", device="cpu", **options))
+OWN_PROMPTS = {"query": "q: ", "document": "d: ", "Banking77Classification": "sort: "}
 
 
-def test_prompts_of_the_registry_replace_the_models(registered, folder):
-    prompts = {"query": "q: ", "document": "d: ", "Banking77Classification": "sort: "}
-    ours = registered(SentenceTransformerEncoderWrapper, model_prompts=prompts)
-    check_same(ours, SentenceTransformerEncoderWrapper(str(folder), device="cpu", model_prompts=prompts))
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        (InstructSentenceTransformerModel, {"instruction_template": instruction_template}),
+        (InstructSentenceTransformerModel, {"instruction_template": "{instruction}\n"}),
+        (InstructSentenceTransformerModel, {}),
+        (SentenceTransformerEncoderWrapper, {"model_prompts": OWN_PROMPTS}),
+    ],
+)
+def test_a_model_of_the_registry_gets_mtebs_instructions_or_prompts(registered, folder, loader, options):
+    options |= {"apply_instruction_to_passages": False} if "instruction_template" in options else {}
+    check_same(registered(loader, **options), loader(str(folder), "main", device="cpu", **options))
 
 
 def test_options_of_the_registry_are_used(registered):
@@ -245,7 +241,6 @@ SORT = Prompts(OWN, {BANKING: "Sort."}, TEMPLATE, default="own: ")
         # An instruction for the task goes before the model's own prompt.
         (SORT, BANKING, None, "Instruct: Sort.\nQuery: "),
         (SORT, BANKING, DOCUMENT, ""),
-        (SORT, STS, None, "own: "),
         (SORT, STS, QUERY, "own: "),
         # Plain prompts are given as mteb gives them.
         (PLAIN, BANKING, QUERY, "query: "),
@@ -297,7 +292,8 @@ def search(local):
 
 @pytest.mark.parametrize("precision", ["float32", "binary"])
 @pytest.mark.parametrize("ranked", [None, {"q0": ["d3", "d1"], "q1": [], "q2": ["d9"], "q3": ["d0", "d5", "d2"]}])
-def test_it_finds_what_mteb_finds(precision, ranked, view, data, search):
+def test_it_finds_in_blocks_what_mteb_finds(precision, ranked, view, data, search, monkeypatch):
+    monkeypatch.setattr(models, "_SIMILARITIES", 3 * len(data[0]))
     options = Prompts({"query": "q: ", "document": "d: "}), 16, precision
     expected = search(SearchEncoderWrapper(view(*options)), data, top_ranked=ranked)
     actual = search(view(*options), data, top_ranked=ranked)
@@ -307,6 +303,8 @@ def test_it_finds_what_mteb_finds(precision, ranked, view, data, search):
         assert sorted(actual[query].values()) == pytest.approx(sorted(expected[query].values()), abs=1e-5)
         if precision == "float32":
             assert set(actual[query]) == set(expected[query])
+    # Few documents are all found.
+    assert all(len(documents) == len(data[0]) for documents in search(view(*options), data, top_k=50).values())
 
 
 def test_int8_documents_are_calibrated_on_their_corpus_and_found_by_queries_in_float32(store, view, data, search):
@@ -321,11 +319,3 @@ def test_int8_documents_are_calibrated_on_their_corpus_and_found_by_queries_in_f
     cosines = asked @ stored.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(stored, axis=1)
     expected = np.sort(cosines, axis=1)[:, -3:]
     np.testing.assert_allclose([sorted(each.values()) for each in similarities.values()], expected, atol=1e-5)
-
-
-def test_blocks_make_no_difference_and_few_documents_are_all_found(monkeypatch, view, data, search):
-    whole = search(view(), data, top_k=50)
-    assert all(len(documents) == len(data[0]) for documents in whole.values())
-    monkeypatch.setattr(models, "_SIMILARITIES", 3 * len(data[0]))
-    for query, documents in search(view(), data, top_k=50).items():
-        assert documents == pytest.approx(whole[query], abs=1e-6)

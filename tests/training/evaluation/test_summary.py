@@ -26,27 +26,20 @@ HAND = Evaluation(
 )
 
 
-def macro(groups):
-    return {group.name: group.macro for group in groups}
-
-
-def test_languages_scripts_and_classes_by_hand():
+def test_languages_scripts_classes_and_means_by_hand():
     summary = summarize(HAND, "small", {"deu": 999_000, "rus": 500})
     # German: retrieval 0.2, bitexts (0.4 + 0.9) / 2; Russian: 0.6 and 0.9; English: its own texts alone.
     german = (0.2 + 0.65) / 2
-    assert macro(summary.languages) == pytest.approx({"deu-Latn": german, "rus-Cyrl": 0.75, "eng-Latn": 1.0})
-    assert [group.name for group in summary.languages] == ["deu-Latn", "rus-Cyrl", "eng-Latn"]
-    assert macro(summary.scripts) == pytest.approx({"Latn": (german + 1.0) / 2, "Cyrl": 0.75})
+    found = [(group.name, group.macro) for group in (*summary.languages, *summary.scripts)]
+    assert found[:3] == [("deu-Latn", pytest.approx(german)), ("rus-Cyrl", 0.75), ("eng-Latn", 1.0)]
+    assert found[3:] == [("Latn", pytest.approx((german + 1.0) / 2)), ("Cyrl", 0.75)]
     assert [group.name for group in summary.classes] == ["high", "low", "none"]
     latin = next(group for group in summary.scripts if group.name == "Latn")
     assert (latin.languages, latin.examples) == (2, 170)
-
-
-def test_macro_and_micro_means_by_hand():
-    summary = summarize(HAND, "small")
     assert summary.macro == pytest.approx(((0.2 + 0.6) / 2 + (0.4 + 0.9 + 1.0) / 3) / 2)
     assert summary.micro == pytest.approx((0.2 * 10 + 0.6 * 30 + 0.4 * 10 + 0.9 * 50 + 100) / 200)
-    assert summary.language_macro == pytest.approx((0.425 + 0.75 + 1.0) / 3) and summary.classes == []
+    assert summary.language_macro == pytest.approx((0.425 + 0.75 + 1.0) / 3)
+    assert summarize(HAND, "small").classes == []
 
 
 def test_languages_of_a_score():
@@ -99,14 +92,11 @@ def _write(folder, name, *counts, columns=("lang", "script")):
     pq.write_table(pa.table({"query": ["q"] * len(rows), "passage": ["p"] * len(rows), **more}), folder / name)
 
 
-def test_rows_are_those_of_the_files_under_their_caps(tmp_path):
+def test_rows_are_those_of_the_files_under_their_caps_or_the_published_ones(tmp_path):
     for name, count in (("a", 30), ("b", 50), ("c", 70)):
         _write(tmp_path, f"{name}.parquet", (count,), columns=())
     sources = [_source("a", "deu"), _source("b", "fra", cap=20), _source("c", "deu", "fra", "rus")]
     assert training_rows(_manifest(tmp_path, *sources)) == {"deu": 30, "fra": 20}
-
-
-def test_the_published_rows_stand_in_for_absent_files():
     rows = training_rows(next(PUBLISHED.glob("*.yaml")))
     assert resource_class("eng-Latn", rows) == "high" and len(rows) > 20
 

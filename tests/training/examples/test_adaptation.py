@@ -46,16 +46,12 @@ def test_no_text_is_on_two_sides_and_the_split_is_repeatable(data, held_out, tmp
     assert _passages(tmp_path / "other/program.parquet") == tested
 
 
-def test_only_the_stages_of_the_recipe_that_replay_read_the_replayed_source(data):
-    names = [source.name for source in load_manifest(data / "manifest.yaml", stage="alone")]
-    assert names == ["edit"]
+def test_only_stages_that_replay_read_the_replayed_source_and_negatives_are_other_texts(data):
     for stage in load_recipe(RECIPE, {"manifest": str(data / "manifest.yaml")}).stages:
         sources = load_manifest(data / "manifest.yaml", stage=stage.arguments.manifest_stage)
         assert ("replayed" in [source.name for source in sources]) == stage.name.endswith("_replay")
-
-
-def test_negatives_are_other_texts_of_the_training(data):
     (source,) = load_manifest(data / "manifest.yaml", stage="alone")
+    assert source.name == "edit"
     rows = pq.read_table(source.files[0]).to_pylist()
     trained = {row["passage"] for row in rows}
     negatives = [(row["passage"], row[f"negative_{k}"]) for row in rows for k in range(1, 5)]

@@ -32,9 +32,7 @@ def test_the_arms_of_a_claim_differ_in_nothing_else(better, worse, differs):
     keys = {stage.name: stage.keys for stage in load_recipe(RECIPE).stages}
     found = {key for key in {*keys[better], *keys[worse]} if keys[better].get(key) != keys[worse].get(key)}
     assert found == differs | {"output_dir"}
-
-
-def test_a_random_start_has_the_shape_of_the_pruned_one():
+    # A random start has the shape of the pruned one.
     stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
     shape, whole = stages["pruned"].mapping("prune_to"), stages["stage1"].mapping("model_config")
     assert stages["student_random"].mapping("model_config") == {**whole, **shape}
@@ -72,7 +70,7 @@ def test_the_table_gives_means_deviations_and_whether_a_claim_holds_in_every_see
     assert lines[5].endswith("| +0.2 ± 0.3 | undecided (1 of 3 seeds) |")
 
 
-def test_every_arm_is_trained_and_scored(tmp_path):
+def test_every_arm_is_trained_and_scored_and_a_recipe_without_them_refused(tmp_path, capsys):
     content = yaml.safe_load(RECIPE.read_text())
     tiny = yaml.safe_load(write_recipe(tmp_path).read_text())
     first = tiny["stages"]["stage1"]
@@ -95,10 +93,8 @@ def test_every_arm_is_trained_and_scored(tmp_path):
     for claim in CLAIMS:
         assert 0 <= scores[claim.better][claim.metric] <= 100
     assert run_seed(recipe, 3, tmp_path / "out", Path(tiny["manifest"]), pairs) == scores
-
-
-def test_no_seed_and_a_recipe_without_the_arms_are_refused(tmp_path, capsys):
-    output = tmp_path / "out"
+    capsys.readouterr()
+    output = tmp_path / "other"
     assert main(["--seeds", "0"]) == 2 and "--seeds must be at least 1" in capsys.readouterr().err
     assert main(["--recipe", str(write_recipe(tmp_path)), "--output", str(output)]) == 2
     assert "lacks the stages stage1_plain, stage2_alone" in capsys.readouterr().err and not output.exists()

@@ -122,7 +122,7 @@ def test_a_folder_that_peft_saved_is_read(tmp_path, whole, save_adapter, batch):
     assert torch.allclose(hidden(read, batch), hidden(model.eval(), batch), atol=1e-6)
 
 
-def test_the_folder_names_its_base(whole, save_adapter):
+def test_the_folder_names_its_base_and_does_not_fit_another(whole, save_adapter, tiny_config, refuses):
     folder = save_adapter()
     adapter = find_adapter(str(folder))
     assert adapter == AdapterFolder(str(folder), str(whole), base_revision(str(whole), "the base"))
@@ -130,23 +130,15 @@ def test_the_folder_names_its_base(whole, save_adapter):
     assert find_adapter(str(whole)) is None
     targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(LORA_TARGETS)
+    for key, value, why in (("hidden_size", 16, "size mismatch"), ("num_hidden_layers", 1, "another adapter")):
+        fields = {**tiny_config.to_dict(), "layer_types": None, "matryoshka_dimensions": None, key: value}
+        with refuses(adapter.name, "does not fit", why, "its own base"):
+            attach_adapter(F2LLMModel(F2LLMConfig(**fields)), adapter, trainable=False)
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"hidden_size": 16, "matryoshka_dimensions": None}, "size mismatch"),
-        ({"num_hidden_layers": 1}, "another adapter"),
-    ],
-)
-def test_an_adapter_of_another_shape_does_not_fit(save_adapter, tiny_config, refuses, changes, why):
-    adapter = find_adapter(str(save_adapter()))
-    other = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "layer_types": None, **changes}))
-    with refuses(adapter.name, "does not fit", why, "its own base"):
-        attach_adapter(other, adapter, trainable=False)
-
-
-def test_a_base_that_changed_or_is_gone_is_refused(whole, save_adapter, tiny_config, refuses):
+def test_a_base_that_changed_or_is_gone_and_missing_or_other_weights_are_refused(
+    whole, save_adapter, tiny_config, refuses
+):
     folder, moved = save_adapter(), whole.with_name("moved")
     whole.rename(moved)
     with refuses(folder, whole, "cannot be loaded", "base_model_name_or_path"):
@@ -157,10 +149,7 @@ def test_a_base_that_changed_or_is_gone_is_refused(whole, save_adapter, tiny_con
     F2LLMModel(deepcopy(tiny_config)).save_pretrained(whole)
     with refuses(folder, whole, "has other weights"):
         load_whole_model(str(folder))
-
-
-def test_an_adapter_without_weights_or_of_another_type_is_refused(save_adapter, refuses):
-    folder = save_adapter()
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(moved))
     (folder / ADAPTER_WEIGHTS).unlink()
     with refuses(folder, ADAPTER_WEIGHTS):
         load_whole_model(str(folder))
@@ -184,13 +173,10 @@ def test_the_command_merges_an_adapter_into_its_base(whole, save_adapter, senten
         assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
 
 
-def test_layers_that_are_not_there_are_named(tiny_model, refuses):
+def test_layers_that_are_not_there_and_a_missing_peft_are_named(tiny_model, save_adapter, monkeypatch, refuses):
     with refuses("lora_target_modules", "query_key_value", "q_proj", "down_proj"):
         add_adapter(tiny_model, lora(target_modules=["q_proj", "query_key_value"]))
     assert not has_adapter(tiny_model)
-
-
-def test_without_peft_the_extra_is_named(save_adapter, monkeypatch, refuses):
     folder = save_adapter()
     monkeypatch.setitem(sys.modules, "peft", None)
     with refuses("peft", "[train,lora]"):

@@ -88,17 +88,19 @@ def test_pickled_weights_are_loaded_as_transformers_does(whole):
     np.testing.assert_array_equal(load(whole).encode(TEXTS), before)
 
 
-# Code that comes with a model.
-
-
 def test_other_code_is_not_run_by_default(whole, tmp_path, caplog):
+    caplog.set_level("INFO", logger="training")
     assert runs_own_code(ref(whole)) and type(load(whole)[0].auto_model).__name__ == "F2LLMModel"
-    expected, trace = SentenceTransformer(str(whole), device="cpu").encode(TEXTS), tmp_path / "trace"
+    model, trace = SentenceTransformer(str(whole), device="cpu"), tmp_path / "trace"
+    expected = model.encode(TEXTS)
+    # sentence-transformers saves the names of classes whose code it has not run.
+    model.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
+    np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), expected)
+    assert "is not run" not in caplog.text
     with (whole / "configuration_f2llm.py").open("a") as file:
         file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
     assert not runs_own_code(ref(whole))
-    with caplog.at_level("INFO", logger="training"):
-        stock = load(whole, trust=TRUST_OPTION)
+    stock = load(whole, trust=TRUST_OPTION)
     assert type(stock[0].auto_model) is Qwen3Model and not trace.exists()
     assert "is not run; add --trust-remote-code" in caplog.text
     np.testing.assert_array_equal(stock.encode(TEXTS), expected)
@@ -117,31 +119,19 @@ def test_a_model_that_needs_its_code_is_refused(whole, refuses):
         load_text_teacher(str(whole), device="cpu")
 
 
-def test_a_model_that_was_saved_without_its_code_is_loaded(whole, tmp_path, caplog):
-    """sentence-transformers saves the names of classes whose code it has not run."""
-    stock = SentenceTransformer(str(whole), device="cpu")
-    stock.save_pretrained(str(tmp_path / "tuned"), create_model_card=False)
-    with caplog.at_level("INFO", logger="training"):
-        np.testing.assert_array_equal(load(tmp_path / "tuned").encode(TEXTS), stock.encode(TEXTS))
-    assert "is not run" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
+def test_code_elsewhere_is_not_this_packages(whole):
+    for file, change in (
         ("config.json", lambda config: config.update(auto_map={"AutoModel": "org/other--modeling_f2llm.F2LLMModel"})),
         ("tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["org/o--t.T", None]})),
         ("modules.json", lambda modules: modules[0].update(type="elsewhere.Module")),
-    ],
-)
-def test_code_elsewhere_is_not_this_packages(whole, file, change):
-    assert runs_own_code(ref(whole)) and not runs_own_code(ref("org/name"))
-    before = (whole / file).read_text()
-    content = json.loads(before)
-    change(content)
-    (whole / file).write_text(json.dumps(content))
-    assert not runs_own_code(ref(whole))
-    (whole / file).write_text(before)
+    ):
+        assert runs_own_code(ref(whole)) and not runs_own_code(ref("org/name"))
+        before = (whole / file).read_text()
+        content = json.loads(before)
+        change(content)
+        (whole / file).write_text(json.dumps(content))
+        assert not runs_own_code(ref(whole))
+        (whole / file).write_text(before)
     (whole / "1_Pooling" / "packing.py").write_bytes((whole / "packing.py").read_bytes())
     assert not runs_own_code(ref(whole))
 
@@ -158,41 +148,28 @@ def test_what_the_settings_of_a_module_name_is_not_called(whole, tmp_path, monke
     np.testing.assert_array_equal(load(folder).encode(TEXTS), before)
 
 
-# Adapters.
+def save_adapter(base, folder, **options):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        peft.get_peft_model(AutoModel.from_pretrained(base), lora).save_pretrained(folder)
 
 
 @pytest.fixture
 def adapter(whole, tmp_path):
-    pytest.importorskip("peft")
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        get_peft_model(AutoModel.from_pretrained(whole), lora).save_pretrained(tmp_path / "adapter")
+    save_adapter(whole, tmp_path / "adapter", init_lora_weights=False)
     for name in ("modules.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"):
         shutil.copyfile(whole / name, tmp_path / "adapter" / name)
     shutil.copytree(whole / "1_Pooling", tmp_path / "adapter/1_Pooling")
     return tmp_path / "adapter"
 
 
-def test_an_adapter_runs_the_code_of_its_base_if_it_is_this_packages(adapter, whole):
-    assert runs_own_code(ref(adapter))
-    assert type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
-    with (whole / "packing.py").open("a") as file:
-        file.write("\n")
-    assert not runs_own_code(ref(adapter))
-
-
 @pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
 def test_an_adapter_without_modules_is_read_as_its_base(tmp_path, tiny_config, tiny_tokenizer, pooling):
-    pytest.importorskip("peft")
-    from peft import LoraConfig, get_peft_model
-
     base = save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, pooling, dense=True)
     # As it starts, it adds nothing.
-    adapted = get_peft_model(AutoModel.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj"]))
-    adapted.save_pretrained(tmp_path / "adapter")
+    save_adapter(base, tmp_path / "adapter")
     read, expected = load(tmp_path / "adapter"), SentenceTransformer(str(base), device="cpu")
     assert read.prompts == QWEN3_PROMPTS == prompts_of(str(tmp_path / "adapter"))
     np.testing.assert_allclose(read.encode_document(TEXTS), expected.encode_document(TEXTS), atol=1e-6)
@@ -205,8 +182,8 @@ def test_an_adapter_without_modules_is_read_as_its_base(tmp_path, tiny_config, t
 
 
 @pytest.mark.parametrize("part", ["adapter", "base"])
-def test_an_adapter_that_lacks_a_weight_is_refused(adapter, whole, refuses, part):
-    load(adapter)
+def test_an_adapter_runs_the_code_of_its_base_and_is_refused_if_a_weight_is_missing(adapter, whole, refuses, part):
+    assert runs_own_code(ref(adapter)) and type(load(adapter)[0].auto_model).__name__ == "F2LLMModel"
     path, lacking = adapter / ADAPTER_WEIGHTS, "layers.1.self_attn.q_proj.lora_B"
     if part == "base":
         path, lacking = whole / "model.safetensors", "layers.1.self_attn.q_proj"
@@ -214,3 +191,6 @@ def test_an_adapter_that_lacks_a_weight_is_refused(adapter, whole, refuses, part
     save_file(weights, path, metadata={"format": "pt"})
     with refuses("MODEL", adapter, f"its weights lack 0.{lacking}"):
         load(adapter)
+    with (whole / "packing.py").open("a") as file:
+        file.write("\n")
+    assert not runs_own_code(ref(adapter))

@@ -18,12 +18,12 @@ from modeling_f2llm import build_sentence_transformer
 from tests.training.models.starts import edit_json, save_like_qwen3_embedding
 from training.common.errors import StoppedError
 from training.models import export
-from training.models.export import export_graph
+from training.models.export import check_same_embeddings, export_graph
 
-with_optimum = pytest.mark.usefixtures("optimum")
+WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def optimum(monkeypatch):
     """The backend's packages seem to be installed; the test writes the graph."""
 
@@ -50,18 +50,10 @@ def test_missing_packages_name_what_to_install(backend, module, folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@with_optimum
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"])
-def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
-    (folder / name).unlink()
-    with refuses(folder, name):
-        export_graph(folder, tmp_path / "out", "onnx")
-
-
-@with_optimum
 @pytest.mark.parametrize(
     ("name", "keys", "part"),
     [
+        *((name, "gone", name) for name in ("config.json", "tokenizer.json", "1_Pooling/config.json", WEIGHTS)),
         ("config.json", None, "config.json: cannot be read"),
         ("tokenizer_config.json", None, "damaged"),
         ("config.json", {"num_hidden_layers": 3}, "settings are damaged"),
@@ -69,8 +61,10 @@ def test_a_folder_without_a_model_is_refused(name, folder, tmp_path, refuses):
         ("config.json", {"model_type": "bert"}, "model_type is 'bert'; only 'qwen3'"),
     ],
 )
-def test_faulty_settings_are_refused(name, keys, part, folder, tmp_path, refuses):
-    if keys is None:
+def test_missing_and_faulty_files_are_refused(name, keys, part, folder, tmp_path, refuses):
+    if keys == "gone":
+        (folder / name).unlink()
+    elif keys is None:
         (folder / name).write_text("{")
     else:
         edit_json(folder / name, **keys)
@@ -79,7 +73,6 @@ def test_faulty_settings_are_refused(name, keys, part, folder, tmp_path, refuses
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@with_optimum
 def test_modules_come_with_their_weights(folder, tmp_path, tiny_config, tiny_tokenizer):
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, dense=True)
     export_graph(start, tmp_path / "out", "onnx")
@@ -90,7 +83,6 @@ def test_modules_come_with_their_weights(folder, tmp_path, tiny_config, tiny_tok
     export_graph(folder, tmp_path / "other", "onnx")
 
 
-@with_optimum
 def test_an_export_is_whole_or_absent(folder, tmp_path, monkeypatch, refuses):
     (folder / "README.md").write_text("# Card\n")
     (folder / "training_arguments.json").write_text('{"output_dir": "/home/someone"}')
@@ -128,13 +120,12 @@ def test_a_graph_is_compared_with_fp32(dtype, tiny_model, tiny_tokenizer, tmp_pa
     # In the place of the graph, which computes in fp32.
     monkeypatch.setattr(export, "_load_exported", lambda folder, *_: SentenceTransformer(str(folder), device="cpu"))
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 0.999999)
-    export.check_same_embeddings(*folders, "openvino", "fp32")
+    check_same_embeddings(*folders, "openvino", "fp32")
     monkeypatch.setitem(export.LEAST_COSINE, "fp32", 1.1)
     with pytest.raises(StoppedError, match="was not kept"):
-        export.check_same_embeddings(*folders, "openvino", "fp32")
+        check_same_embeddings(*folders, "openvino", "fp32")
 
 
-@with_optimum
 def test_a_model_with_the_names_of_a_language_model_is_whole(folder, tmp_path, refuses):
     path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(Qwen3Config.from_dict(config).to_json_string())

@@ -57,8 +57,8 @@ def test_every_tensor_is_read_back(folder, tmp_path, dtype):
     assert kinds["token_embd.weight"] == dtype and kinds["blk.1.attn_q_norm.weight"] == "f32"
 
 
-def test_shape_and_pooling_are_read_back(folder, tmp_path):
-    export_gguf(folder, tmp_path / "model.gguf", "f32")
+def test_shape_pooling_and_tokenizer_are_read_back(folder, tmp_path, sentences):
+    export_gguf(folder, tmp_path / "model.gguf", "f16")
     fields, config = _fields(gguf.GGUFReader(tmp_path / "model.gguf")), F2LLMConfig.from_pretrained(folder)
     expected = {
         "embedding_length": config.hidden_size,
@@ -75,11 +75,6 @@ def test_shape_and_pooling_are_read_back(folder, tmp_path):
     }
     assert fields["general.architecture"] == "qwen3"
     assert {key: fields[f"qwen3.{key}"] for key in expected} == expected
-
-
-def test_the_tokenizer_is_read_back(folder, tmp_path, sentences):
-    export_gguf(folder, tmp_path / "model.gguf", "f16")
-    fields = _fields(gguf.GGUFReader(tmp_path / "model.gguf"))
     content = json.loads((folder / "tokenizer.json").read_text())
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "qwen2")
@@ -118,12 +113,14 @@ def test_one_token_before_a_text_is_exported_more_are_refused(folder, tmp_path, 
         export_gguf(folder, tmp_path / "model.gguf")
 
 
-def test_the_command_writes_the_same_bytes_again(folder, tmp_path, capsys):
+def test_the_command_writes_the_same_bytes_again_or_names_a_missing_package(folder, tmp_path, capsys, monkeypatch):
     words = [str(folder), "--backend", "gguf", "--output", str(tmp_path / "a.gguf"), "--dtype", "bf16"]
     assert main(words) == 0
     before = (tmp_path / "a.gguf").read_bytes()
     assert main(words) == 0 and (tmp_path / "a.gguf").read_bytes() == before
     assert main([*words, "--precision", "int8"]) == 2 and "--precision has no effect" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main([*words[:-3], str(tmp_path / "b.gguf")]) == 2 and "pip install 'f2llm[gguf]'" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
@@ -172,9 +169,3 @@ def test_other_tensors_and_too_large_weights_leave_the_old_file(folder, tmp_path
             export_gguf(folder, tmp_path / "model.gguf", "f16")
     assert (tmp_path / "model.gguf").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
-
-
-def test_a_missing_package_is_named(folder, tmp_path, refuses, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with refuses("pip install 'f2llm[gguf]'"):
-        export_gguf(folder, tmp_path / "model.gguf")

@@ -43,9 +43,7 @@ def test_a_saved_tokenizer_loads_unchanged(saved, small_tokenizer):
     whole = loaded("river größer 東京 ответ").input_ids
     cut = loaded("river größer 東京 ответ", truncation=True, max_length=4).input_ids
     assert cut == [*whole[:3], loaded.eos_token_id]
-
-
-def test_eos_is_appended_where_the_tokenizer_does_not_and_may_pad(saved, small_tokenizer):
+    # EOS is appended where the tokenizer does not, and may pad.
     edit_json(saved / "tokenizer.json", post_processor=None)
     edit_json(saved / "tokenizer_config.json", pad_token="<|im_end|>")
     texts = ["river", "größer 東京"]
@@ -55,7 +53,7 @@ def test_eos_is_appended_where_the_tokenizer_does_not_and_may_pad(saved, small_t
         assert [token for token, kept in zip(ids, mask, strict=True) if kept] == small_tokenizer(text).input_ids
 
 
-def test_tokenizers_without_eos_or_words_are_refused(saved, refuses):
+def test_tokenizers_without_eos_or_words_and_damaged_ones_are_refused(saved, refuses):
     edit_json(saved / "tokenizer_config.json", eos_token=None)
     with refuses(repr(str(saved)), "EOS"):
         load_tokenizer(str(saved))
@@ -63,15 +61,12 @@ def test_tokenizers_without_eos_or_words_are_refused(saved, refuses):
     (saved / "tokenizer.json").unlink()
     with refuses(repr(str(saved)), "no token but special ones", "tokenizer.json"):
         load_tokenizer(str(saved))
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
-def test_a_damaged_tokenizer_is_refused(saved, tmp_path, refuses, content):
-    folder = tmp_path / "none" if content is None else saved
-    if content is not None:
+    for content in ("", "{}", "[]"):
         (saved / "tokenizer.json").write_text(content)
-    with refuses(repr(str(folder)), "cannot be used"):
-        load_tokenizer(str(folder))
+        with refuses(repr(str(saved)), "cannot be used"):
+            load_tokenizer(str(saved))
+    with refuses("'/no/folder'", "cannot be used"):
+        load_tokenizer("/no/folder")
 
 
 def test_source_texts_are_what_the_model_reads(write_source, refuses):

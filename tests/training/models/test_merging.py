@@ -21,7 +21,6 @@ from modeling_f2llm import F2LLMModel
 from tests.training.distributed_recipe import save_model
 from tests.training.models.starts import edit_json
 from training.merge import main
-from training.models.loading import train_tokenizer
 from training.models.merging import angle, find_parent, merge, slerp, weighted_mean
 
 ROOT = Path(__file__).parents[3]
@@ -30,11 +29,10 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def save(tmp_path, tiny_config, tiny_tokenizer):
-    """``save(name, seed=0, dtype=None, tokenizer=None, **config)``: a model's folder."""
+    """``save(name, seed=0, dtype=None, **config)``: a model's folder."""
 
-    def save(name, seed=0, dtype=None, tokenizer=None, **config):
-        config = {"matryoshka_dimensions": None, **config}
-        save_model(tmp_path / name, tiny_config, tokenizer or tiny_tokenizer, seed, **config)
+    def save(name, seed=0, dtype=None, **config):
+        save_model(tmp_path / name, tiny_config, tiny_tokenizer, seed, **{"matryoshka_dimensions": None, **config})
         if dtype is not None:
             _change(tmp_path / name, lambda weights: weights.update({k: each.to(dtype) for k, each in weights.items()}))
         return tmp_path / name
@@ -69,9 +67,6 @@ def _random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Averages of tensors.
-
-
 def test_the_mean_is_that_of_fp64_and_of_equal_tensors_that_tensor():
     tensors, weights = [_random(7, 5, seed=seed) for seed in range(4)], [0.1, 0.2, 0.3, 0.4]
     expected = sum(weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True))
@@ -101,9 +96,6 @@ def test_slerp_divides_the_angle_and_keeps_the_norm(refuses):
     # Where there is no angle it is the mean.
     assert torch.equal(slerp(start, start, 0.3), start)
     assert torch.equal(slerp(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
-
-
-# Averages of models.
 
 
 def test_a_soup_is_the_mean_of_its_parents_and_of_one_that_model(pair, save, tmp_path):
@@ -161,17 +153,13 @@ def test_a_soup_loads_everywhere_and_names_its_ancestors(save, tmp_path, sentenc
     assert not [name for name, text in written.items() if str(tmp_path) in text]
 
 
-def test_merging_again_changes_nothing_and_repeats_bit_for_bit(pair, tmp_path):
+def test_merging_again_changes_nothing_and_repeats_bit_for_bit_also_in_shards(pair, tmp_path, sentences):
     _merge(tmp_path / "soup", *pair)
     written = (tmp_path / "soup" / WEIGHTS).stat().st_mtime_ns
     _merge(tmp_path / "soup", *pair)
     assert (tmp_path / "soup" / WEIGHTS).stat().st_mtime_ns == written
     _merge(tmp_path / "other", *pair)
     assert _content(tmp_path / "other") == _content(tmp_path / "soup")
-
-
-def test_shards_hold_the_same_weights(pair, tmp_path, sentences):
-    _merge(tmp_path / "soup", *pair)
     _merge(tmp_path / "shards", *pair, max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 3
     # Sharded parents, too.
@@ -194,41 +182,30 @@ def test_dtypes_are_chosen_where_they_differ(save, tmp_path, refuses):
 
 
 @pytest.mark.parametrize(
-    ("change", "parts"),
+    ("config", "file", "keys", "part"),
     [
-        (lambda weights: weights["norm.weight"].__setitem__(3, 1e6), ["norm.weight", "float16", "--dtype"]),
-        (lambda weights: weights.update({"norm.weight": torch.ones(3)}), ["two: weight norm.weight is (3,)"]),
+        ({"hidden_size": 48}, "", {}, "config.json, hidden_size: 48 is not 32"),
+        ({"matryoshka_dimensions": [32, 16]}, "", {}, "config.json, matryoshka_dimensions"),
+        ({}, "config_sentence_transformers.json", {"prompts": {"query": "Q: "}}, "transformers.json, prompts"),
+        ({}, "tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer.json"),
+        ({}, "1_Pooling/config.json", {"pooling_mode": "mean"}, "pooling, pooling_mode"),
     ],
 )
-def test_faulty_weights_are_refused(pair, tmp_path, refuses, change, parts):
-    _change(pair[1], change)
-    with refuses(*parts):
-        _merge(tmp_path / "soup", *pair, dtype="float16")
-    assert not (tmp_path / "soup").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ({"hidden_size": 48}, ["config.json, hidden_size: 48 is not 32"]),
-        ({"matryoshka_dimensions": [32, 16]}, ["config.json, matryoshka_dimensions"]),
-        ({"config_sentence_transformers.json": {"prompts": {"query": "Q: "}}}, ["transformers.json, prompts"]),
-        ({"tokenizer": None}, ["tokenizer.json"]),
-        ({"1_Pooling/config.json": {"pooling_mode": "mean"}}, ["pooling, pooling_mode"]),
-    ],
-)
-def test_models_that_do_not_match_are_refused(save, tmp_path, refuses, sentences, change, parts):
-    if "tokenizer" in change:
-        change = {"tokenizer": train_tokenizer(iter(sentences[:5]), vocab_size=280)}
-    folders = save("one"), save("two", **{key: each for key, each in change.items() if ".json" not in key})
-    for file in (key for key in change if ".json" in key):
-        edit_json(folders[1] / file, **change[file])
-    with refuses("two cannot be merged with one", *parts):
+def test_models_that_do_not_match_are_refused(save, tmp_path, refuses, config, file, keys, part):
+    folders = save("one"), save("two", **config)
+    if file:
+        edit_json(folders[1] / file, **keys)
+    with refuses("two cannot be merged with one", part):
         _merge(tmp_path / "soup", *folders)
     assert not (tmp_path / "soup").exists()
 
 
-def test_modules_with_weights_and_other_models_are_refused(pair, tmp_path, refuses):
+def test_faulty_weights_modules_with_weights_and_other_models_are_refused(pair, tmp_path, refuses):
+    for value, part in ((torch.full((32,), 1e6), "float16"), (torch.ones(3), "two: weight norm.weight is (3,)")):
+        _change(pair[1], lambda weights, value=value: weights.update({"norm.weight": value}))
+        with refuses("norm.weight", part):
+            _merge(tmp_path / "soup", *pair, dtype="float16")
+    assert not (tmp_path / "soup").exists()
     save_file({"linear.weight": torch.ones(2, 2)}, pair[0] / "2_Normalize" / WEIGHTS)
     with refuses("module 2_Normalize has weights"):
         _merge(tmp_path / "soup", pair[0])
@@ -256,9 +233,6 @@ def test_a_revision_on_the_hub_is_found_in_the_cache(save, tmp_path, monkeypatch
     assert (parent.name, parent.revision) == ("some/model", commit)
     with refuses("some/model@step-8", "not to be had from the Hub"):
         find_parent("some/model@step-8")
-
-
-# The command.
 
 
 def test_checkpoints_of_a_run_are_averaged(uninterrupted, tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
@@ -31,27 +30,21 @@ def test_one_file_and_shards_read_the_same(tmp_path):
         assert all(torch.equal(weights.read(name), tensor) for name, tensor in tensors.items())
 
 
-def test_unreadable_weights_are_refused(tmp_path, refuses):
+def test_unreadable_weights_and_an_index_that_promises_too_much_are_refused(tmp_path, refuses):
     with refuses(tmp_path, "holds no weights as safetensors"):
         WeightFiles(tmp_path)
     _save(tmp_path, a=torch.ones(2, dtype=torch.int8))
     with refuses("a holds I8", "floating-point"):
         WeightFiles(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
+    _save(tmp_path / "shards", {"a": "x.safetensors"}, a=torch.ones(2))
+    for content, part in (
         ('{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}', "lack b"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: not a readable"),
         ("{", "damaged"),
-    ],
-)
-def test_an_index_that_promises_too_much_is_refused(tmp_path, refuses, content, part):
-    _save(tmp_path, {"a": "x.safetensors"}, a=torch.ones(2))
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    with refuses(tmp_path, part):
-        WeightFiles(tmp_path)
+    ):
+        (tmp_path / "shards/model.safetensors.index.json").write_text(content)
+        with refuses(tmp_path / "shards", part):
+            WeightFiles(tmp_path / "shards")
 
 
 def test_older_and_new_readers_read_the_same(folder, sentences):

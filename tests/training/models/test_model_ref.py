@@ -52,20 +52,22 @@ def test_a_model_on_the_hub_is_its_commit(hub, tmp_path):
     assert find_miner(str(write_model(tmp_path))).revision == model_revision(str(tmp_path), "--model")
 
 
-def test_no_such_model(hub, tmp_path, refuses):
+def test_a_run_stands_for_its_model_and_a_missing_one_or_an_adapter_without_a_base_is_refused(hub, tmp_path, refuses):
     with refuses("'org/none'", "neither a folder nor", "404 no config.json", "correct key 'teacher'"):
         resolve("org/none", "key 'teacher'")
     with refuses(tmp_path, "holds no model", "as --model"):
         resolve(str(tmp_path), "--model")
-
-
-def test_a_run_stands_for_its_model(tmp_path):
     whole = write_model(tmp_path / "whole")
-    (tmp_path / "run").mkdir()
     shutil.copytree(whole, tmp_path / "run/model")
     found = resolve(str(tmp_path / "run"), "--model")
     assert found.place == str(tmp_path / "run/model") and found.identity == resolve(str(whole), "--model").identity
     assert find_miner(str(tmp_path / "run")).made_by() == find_miner(str(whole)).made_by()
+    path = tmp_path / "adapter_config.json"
+    for content, part in ((json.dumps({"base_model_name_or_path": None}), "write its name"), ("{", "save the adapter")):
+        path.write_text(content)
+        with refuses(path, part):
+            find_adapter(str(tmp_path))
+    assert find_adapter("no/such-model") is None
 
 
 @pytest.mark.parametrize(
@@ -76,12 +78,3 @@ def test_what_the_files_say(tmp_path, tiny_config, tiny_tokenizer, changes, told
     model = str(save_like_qwen3_embedding(tmp_path, tiny_config, tiny_tokenizer, **changes))
     assert why_not_last_token(model) == told
     assert prompts_of(model) == QWEN3_PROMPTS and prompts_of(str(tmp_path)) is None
-
-
-def test_an_adapter_that_names_no_base_is_refused(tmp_path, refuses):
-    path = tmp_path / "adapter_config.json"
-    for content, part in ((json.dumps({"base_model_name_or_path": None}), "write its name"), ("{", "save the adapter")):
-        path.write_text(content)
-        with refuses(path, part):
-            find_adapter(str(tmp_path))
-    assert find_adapter("no/such-model") is None

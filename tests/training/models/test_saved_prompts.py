@@ -78,17 +78,15 @@ def test_where_the_sources_share_none_the_start_models_or_the_published_one_is_s
     assert choice.prompts == {"query": instruct(DEFAULT_INSTRUCTION), "document": ""} and choice.is_trained
 
 
-@pytest.mark.parametrize(
-    ("given", "saved"),
-    [({}, ""), ({"query_instruction": "Find it."}, instruct("Find it.")), ({"query_instruction": ""}, "")],
-)
 @pytest.mark.parametrize("instructions", [True, False])
-def test_a_given_prompt_wins_and_raw_text_has_none(arguments, prepared, small_tokenizer, given, saved, instructions):
+def test_a_given_prompt_wins_and_raw_text_has_none(arguments, prepared, small_tokenizer, instructions):
     sources = prepared("Find the page.", instructed=instructions)
-    choice = choose_prompts(arguments(instructions=instructions, **given), sources, small_tokenizer)
     trained = instruct("Find the page.") if instructions else ""
-    assert choice.prompts == {**THEIRS, "query": saved if given else trained}
-    assert choice.is_trained is (choice.prompts["query"] == trained)
+    for given, saved in ((None, trained), ("Find it.", instruct("Find it.")), ("", "")):
+        keys = {} if given is None else {"query_instruction": given}
+        choice = choose_prompts(arguments(instructions=instructions, **keys), sources, small_tokenizer)
+        assert choice.prompts == {**THEIRS, "query": saved}
+        assert choice.is_trained is (saved == trained)
 
 
 def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path, small_tokenizer):
@@ -100,9 +98,6 @@ def test_the_instruction_that_a_file_brings_counts(arguments, tmp_path, small_to
     sources = prepare([source], small_tokenizer, tmp_path / "prepared", options)
     choice = choose_prompts(arguments(), sources, small_tokenizer)
     assert choice.prompts["query"] == instruct("Name the river.") and choice.is_trained
-
-
-# The whole command
 
 
 def _stage(folder, start, **keys):
@@ -146,14 +141,12 @@ def test_a_trained_model_ends_texts_as_its_start_and_has_the_prompt_of_its_manif
             merge_adapter(find_adapter(str(saved)), tmp_path / "other")
 
 
-def test_a_start_that_is_read_in_another_way_is_refused(tmp_path, tiny_config, tiny_tokenizer, refuses):
-    start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, pooling="mean")
-    stage = only_stage(load_recipe(_stage(tmp_path, start)[0]))
-    with refuses("key 'model'", start, "is pooled by mean", "'teacher'"):
-        make_model(stage, tiny_tokenizer)
-
-
-def test_a_stage_whose_sources_share_none_warns(tmp_path, start, caplog):
+def test_a_stage_whose_sources_share_none_warns_and_a_start_that_is_read_in_another_way_is_refused(
+    tmp_path, start, caplog, tiny_config, tiny_tokenizer, refuses
+):
+    other = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer, pooling="mean")
+    with refuses("key 'model'", other, "is pooled by mean", "'teacher'"):
+        make_model(only_stage(load_recipe(_stage(tmp_path, other)[0])), tiny_tokenizer)
     words = _stage(tmp_path, start, task_types=["retrieval", "clustering"])
     manifest = tmp_path / "data/manifest.yaml"
     content = yaml.safe_load(manifest.read_text())

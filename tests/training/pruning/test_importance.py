@@ -53,14 +53,12 @@ def test_bf16_is_summed_in_fp32(model, batches, importance, autocast):
 def test_calibration_restores_the_model_and_measures_it_uncompiled(
     model, batches, importance, embed_packed, monkeypatch
 ):
-    def never(*args):
-        raise AssertionError("the compiled halves of a layer need not call hooks")
-
     before = embed_packed(model)
     for layer in model.train().layers:
         layer.compiled = True
     with monkeypatch.context() as patched:
-        patched.setattr("modeling_f2llm.layers._compiled", never)
+        # The compiled halves of a layer need not call hooks.
+        patched.setattr("modeling_f2llm.layers._compiled", lambda *_: pytest.fail("it ran compiled"))
         _assert_close(calibrate(model, batches), importance)
     assert model.training and all(layer.compiled for layer in model.layers)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -76,13 +74,14 @@ def test_statistics_are_those_of_stock_qwen3_in_any_batches(model, batches, impo
     _assert_close(calibrate(model, one_by_one), importance)
 
 
-@pytest.mark.parametrize("name", ["layers.1.self_attn.o_proj.weight", "norm.weight"])
-def test_activations_that_are_not_finite_and_no_text_are_refused(model, batches, refuses, name):
-    model.get_parameter(name).data[0] = torch.inf
-    with refuses("batch 0", "NaN or infinite"):
-        calibrate(model, batches)
+def test_activations_that_are_not_finite_and_no_text_are_refused(model, batches, refuses):
     with refuses("no token"):
         calibrate(model, [])
+    for name in ("norm.weight", "layers.1.self_attn.o_proj.weight"):
+        model.get_parameter(name).data[0] = torch.inf
+        with refuses("batch 0", "NaN or infinite"):
+            calibrate(model, batches)
+        model.get_parameter(name).data[0] = 1
 
 
 def test_a_file_gives_back_what_was_measured_on_this_model(model, importance, tmp_path, refuses):
@@ -93,20 +92,12 @@ def test_a_file_gives_back_what_was_measured_on_this_model(model, importance, tm
         Importance.load(tmp_path, "another")
     weight_importance(model, "m").save(tmp_path / IMPORTANCE_FILE)
     assert Importance.load(tmp_path, "m").change is None
-
-
-@pytest.mark.parametrize("content", [None, b"not safetensors", save({"weights": torch.zeros(1)})])
-def test_another_file_is_refused(tmp_path, refuses, content):
-    if content is not None:
+    for content in (b"not safetensors", save({"weights": torch.zeros(1)})):
         (tmp_path / IMPORTANCE_FILE).write_bytes(content)
-    with refuses(IMPORTANCE_FILE, "no importance", "measure the model again"):
-        Importance.load(tmp_path / IMPORTANCE_FILE, "m")
-
-
-def test_channels_are_weighed_by_the_layers_that_stay(importance):
-    whole = importance.norms.sqrt()
-    torch.testing.assert_close(importance.channels([0, 1, 2]), whole.sum(0))
-    torch.testing.assert_close(importance.channels([1]), whole[[2, 3, 6]].sum(0))
+        with refuses(IMPORTANCE_FILE, "no importance", "measure the model again"):
+            Importance.load(tmp_path, "m")
+    with refuses("absent", "no importance"):
+        Importance.load(tmp_path / "absent", "m")
 
 
 def test_weights_tell_channels_and_neurons_that_do_nothing(model):

@@ -15,15 +15,11 @@ from training.pruning.plan import as_ranges, make_plan, pruned_config
 SOURCE = F2LLMConfig.from_family("f2llm-v2-0.6b")
 
 
-@pytest.mark.parametrize("name", ["f2llm-v2-80m", "F2LLM-v2-160M", "f2llm-v2-330m"])
-def test_a_family_name_gives_the_published_configuration(name):
-    before = SOURCE.to_dict()
-    pruned = pruned_config(SOURCE, {"family": name})
-    assert SOURCE.to_dict() == before
-    assert pruned.to_dict() == F2LLMConfig.from_family(name).to_dict()
-
-
 def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
+    before = SOURCE.to_dict()
+    for name in ("f2llm-v2-80m", "F2LLM-v2-160M", "f2llm-v2-330m"):
+        assert pruned_config(SOURCE, {"family": name}).to_dict() == F2LLMConfig.from_family(name).to_dict()
+    assert SOURCE.to_dict() == before
     pruned = pruned_config(SOURCE, {"family": "f2llm-v2-80m", "num_hidden_layers": 4})
     assert (pruned.hidden_size, pruned.intermediate_size, pruned.num_hidden_layers) == (320, 2048, 4)
     assert pruned.layer_types == ["full_attention"] * 4 and pruned.max_window_layers == 4
@@ -61,9 +57,6 @@ def test_impossible_shapes_are_refused(shape, parts, refuses):
         pruned_config(SOURCE, shape)
 
 
-# What stays.
-
-
 @pytest.fixture
 def target(model):
     return pruned_config(model.config, {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2})
@@ -77,15 +70,12 @@ def _ranked(model, channels):
     return replace(weight_importance(model), norms=norms, change=torch.tensor([0.1, 0.3, 0.2]))
 
 
-def test_the_largest_norms_stay_in_their_own_order(model, target, importance):
+def test_the_largest_norms_the_leading_channels_or_the_layers_of_most_change_stay(model, target, importance, refuses):
     plan = make_plan(model.config, target, importance)
     assert plan.hidden == tuple(sorted(importance.norms[[0, 1, 2, 3, 6]].sqrt().sum(0).argsort()[-8:].tolist()))
     for layer, neurons in zip(plan.layers, plan.neurons, strict=True):
         assert neurons == tuple(sorted(importance.neurons[layer].argsort()[-20:].tolist()))
     assert plan.layers == (0, 1)
-
-
-def test_leading_channels_or_layers_of_most_change_stay(model, target, importance, refuses):
     assert make_plan(model.config, target, importance, hidden="leading").hidden == tuple(range(8))
     plan = make_plan(model.config, target, _ranked(model, []), layers="change")
     # Of equal channels the first stay; layers keep their own order.
@@ -94,16 +84,12 @@ def test_leading_channels_or_layers_of_most_change_stay(model, target, importanc
         make_plan(model.config, target, weight_importance(model), layers="change")
 
 
-def test_reordered_channels_fill_the_gaps_among_the_leading_ones(model, target):
+def test_reordered_channels_fill_the_gaps_among_the_leading_ones_and_a_person_can_read_it(model, target, tmp_path):
     importance = _ranked(model, [20, 3, 31, 0, 9, 5, 7, 6])
-    plan = make_plan(model.config, target, importance, hidden="reordered")
+    plan = make_plan(model.config, target, importance, "reordered", "change")
     # 0, 3, 5, 6 and 7 keep their numbers; 20, 31 and 9 get 1, 2 and 4 in falling importance.
     assert plan.hidden == (0, 20, 31, 3, 9, 5, 6, 7)
     assert make_plan(model.config, target, importance).hidden == tuple(sorted(plan.hidden))
-
-
-def test_a_plan_is_written_for_a_person(model, target, tmp_path):
-    plan = make_plan(model.config, target, _ranked(model, [20, 3, 31, 0, 9, 5, 7, 6]), "reordered", "change")
     plan.save(tmp_path / "plan.yaml")
     content = yaml.safe_load((tmp_path / "plan.yaml").read_text())
     assert content["source"] == {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}

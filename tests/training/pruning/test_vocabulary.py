@@ -85,15 +85,12 @@ def _embed(model, tokenizer, texts):
         return model(input_ids=flat, sequence_lengths=[len(each) for each in ids]).last_hidden_state
 
 
-def test_no_text_is_lost(trimmed, all_texts, names):
+def test_no_text_is_lost_and_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_texts, names):
     assert len(names) > 200
     backend = trimmed[1].backend_tokenizer
     for text, encoded in zip(all_texts, backend.encode_batch(all_texts, add_special_tokens=False), strict=True):
         # The tokenizer reads NFC, trimmed or not.
         assert backend.decode(encoded.ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
-
-
-def test_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_texts, names):
     known = trimmed[1].get_vocab()
     survived = 0
     for text in [*all_texts, *kept_texts]:
@@ -107,19 +104,16 @@ def test_pieces_that_survive_are_the_same(tokenizer, trimmed, all_texts, kept_te
     assert sum(map(len, tokenizer(other)["input_ids"])) < sum(map(len, trimmed[1](other)["input_ids"]))
 
 
-def test_embeddings_of_kept_texts_are_the_same_to_the_last_bit(whole, tokenizer, trimmed, kept_texts):
-    model, smaller, _ = trimmed
+def test_embeddings_of_kept_texts_are_the_same_to_the_last_bit_and_new_ids_leave_no_gap(
+    whole, tokenizer, trimmed, kept_texts
+):
+    model, smaller, report = trimmed
     texts = kept_texts[:200]
     assert torch.equal(_embed(model, smaller, texts), _embed(whole, tokenizer, texts))
     # Piece by piece: each has the row it had.
-    before, table = tokenizer.get_vocab(), whole.embed_tokens.weight
-    for token, number in smaller.get_vocab().items():
-        assert torch.equal(model.embed_tokens.weight[number], table[before[token]]), token
-
-
-def test_new_ids_keep_the_old_order_and_leave_no_gap(whole, tokenizer, trimmed):
-    (model, smaller, report), before = trimmed, tokenizer.get_vocab()
-    after = smaller.get_vocab()
+    before, after = tokenizer.get_vocab(), smaller.get_vocab()
+    for token, number in after.items():
+        assert torch.equal(model.embed_tokens.weight[number], whole.embed_tokens.weight[before[token]]), token
     assert sorted(after.values()) == list(range(model.config.vocab_size))
     assert sorted(after, key=after.get) == sorted(after, key=before.get)
     assert {*tokenizer.all_special_tokens} == {*smaller.all_special_tokens}
@@ -150,34 +144,33 @@ def test_special_tokens_move_in_configuration_and_post_processor(description):
     assert trimmed("x<|im_start|>y")["input_ids"][1] == trimmed.get_vocab()["<|im_start|>"]
 
 
-def test_what_was_given_is_not_changed(tokenizer, kept_texts):
-    model = make_model(vocab_size=ROWS)
-    state, config, backend = deepcopy(model.state_dict()), model.config.to_dict(), tokenizer.backend_tokenizer.to_str()
-    smaller, _, _ = trim_vocabulary(model, tokenizer, tokenizer(kept_texts[0])["input_ids"])
-    for weight in smaller.parameters():
-        weight.data.zero_()
-    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
-    assert model.config.to_dict() == config and tokenizer.backend_tokenizer.to_str() == backend
-
-
-def test_all_tokens_or_bytes_and_special_tokens_are_kept(whole, tokenizer, all_texts):
+def test_all_tokens_or_bytes_and_special_tokens_are_kept_and_what_was_given_is_not_changed(tokenizer, all_texts):
+    whole = make_model(vocab_size=ROWS)
+    state, config, backend = deepcopy(whole.state_dict()), whole.config.to_dict(), tokenizer.backend_tokenizer.to_str()
     model, same, _ = trim_vocabulary(whole, tokenizer, range(len(tokenizer)))
     assert same.get_vocab() == tokenizer.get_vocab()
     assert torch.equal(model.embed_tokens.weight, whole.embed_tokens.weight[: len(tokenizer)])
     assert same(all_texts)["input_ids"] == tokenizer(all_texts)["input_ids"]
-    _, least, report = trim_vocabulary(whole, tokenizer, [])
+    smaller, least, report = trim_vocabulary(whole, tokenizer, [])
     assert report.tokens_after == 256 + len(tokenizer.all_special_tokens)
     bytes_of = [len(unicodedata.normalize("NFC", text).encode()) for text in EMOJI]
     assert [len(ids) - 1 for ids in least(EMOJI)["input_ids"]] == bytes_of
+    for weight in (*model.parameters(), *smaller.parameters()):
+        weight.data.zero_()
+    assert all(torch.equal(weight, state[name]) for name, weight in whole.state_dict().items())
+    assert whole.config.to_dict() == config and tokenizer.backend_tokenizer.to_str() == backend
 
 
-def test_padding_and_truncation_of_a_call_do_not_stay(whole, tokenizer, kept_texts):
+def test_padding_and_truncation_of_a_call_do_not_stay_and_other_ids_are_refused(whole, tokenizer, kept_texts, refuses):
     changed = deepcopy(tokenizer)
     changed(kept_texts[:4], padding=True, truncation=True, max_length=4)
     assert changed.backend_tokenizer.padding and changed.backend_tokenizer.truncation
     _, trimmed, _ = trim_vocabulary(whole, changed, range(len(tokenizer)))
     # Runtimes that read tokenizer.json alone would pad and truncate too.
     assert trimmed.backend_tokenizer.padding is None and trimmed.backend_tokenizer.truncation is None
+    for model, used in ((whole, [5, len(tokenizer)]), (whole, [-1]), (make_model(), [5])):
+        with refuses("use the tokenizer of the model's training"):
+            trim_vocabulary(model, tokenizer, used)
 
 
 @pytest.mark.parametrize("text", ["abc", "xabc", "abcabc", "bc", "ab"])
@@ -221,9 +214,3 @@ def test_other_kinds_of_tokenizers_are_refused(description, refuses, change):
         description["added_tokens"] = [each for each in description["added_tokens"] if each["id"] < 2]
     with refuses("only a byte-level BPE", "keep its vocabulary"):
         trim_vocabulary(make_model(vocab_size=ROWS), _tokenizer_of(description), [2])
-
-
-def test_ids_of_another_tokenizer_are_refused(whole, tokenizer, refuses):
-    for model, used in ((whole, [5, len(tokenizer)]), (whole, [-1]), (make_model(), [5])):
-        with refuses("use the tokenizer of the model's training"):
-            trim_vocabulary(model, tokenizer, used)
