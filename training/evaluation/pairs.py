@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import defaultdict
@@ -114,6 +115,8 @@ def read_texts(path: Path | str, columns: Sequence[str], optional: Sequence[str]
             table = pa.csv.read_csv(path, parse_options=newlines, convert_options=types)
         elif kind == "jsonl":
             frame = pd.read_json(path, lines=True, dtype=False)
+            # Columns that nobody reads may hold anything.
+            frame[frame.columns.difference([*columns, *optional])] = None
             table = pa.Table.from_pandas(frame, preserve_index=False)
         else:
             table = pq.read_table(path)
@@ -155,6 +158,11 @@ def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs
     Each passage of a query has gain 1, and the ideal ranking has nDCG 1 (Järvelin and Kekäläinen, Cumulated gain-based
     evaluation of IR techniques, 2002).
     """
+    # scikit-learn refuses these two; the ranks that wait for the result would never get it.
+    if not (queries.isfinite().all() and candidates.isfinite().all()):
+        return math.nan, math.nan
+    if len(candidates) == 1:
+        return 1.0, 1.0
     accuracy, gains = pairs.hits(nearest(queries, candidates, dim)).mean(), 0.0
     candidates = unit(candidates[:, :dim], dim=-1)
     for start in range(0, len(queries), _BLOCK):

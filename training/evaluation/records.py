@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,8 +18,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from training.common.errors import UserError
+from training.common.errors import UserError, in_one_line
 from training.common.outputs import whole_file, write_whole
+
+logger = logging.getLogger("training")
 
 # Bits per stored number, by sentence-transformers' name of the quantization.
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}
@@ -141,18 +145,18 @@ def load_evaluation(folder: Path, missing_ok: bool = False) -> Evaluation:
         return Evaluation()
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        stored = np.load(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
-        return Evaluation(
-            [ModelRecord(**model) for model in content["models"]],
-            [Score(**{**score, "languages": tuple(score["languages"])}) for score in content["scores"]],
-            dict(stored),
-            dict(content["failures"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise UserError(
-            f"{folder}: holds no whole evaluation ({type(error).__name__}: {error}); delete {EXAMPLES}, or {SCORES} "
-            "too, and run it again"
-        ) from None
+        models = [ModelRecord(**model) for model in content["models"]]
+        scores = [Score(**{**score, "languages": tuple(score["languages"])}) for score in content["scores"]]
+        evaluation = Evaluation(models, scores, failures=dict(content["failures"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = in_one_line(error)
+        raise UserError(f"{folder}: holds no whole evaluation ({why}); delete {SCORES} and run it again") from None
+    try:
+        evaluation.examples.update(np.load(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {})
+    # Damaged examples must not cost the scores.
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        logger.warning("%s: not read, nothing is tested (%s)", folder / EXAMPLES, in_one_line(error))
+    return evaluation
 
 
 def labels(evaluation: Evaluation) -> list[str]:

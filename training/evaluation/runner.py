@@ -10,7 +10,7 @@ import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,11 +279,17 @@ def recorded(task: AbsTask) -> Iterator[Found]:
     mteb would write all predictions (a thousand documents per query) to files there; here, nothing is written.
     """
     found: Found = {}
+
     # The task's score is worth more than those of its examples.
-    tolerant = suppress(ValueError, KeyError, TypeError, IndexError)
+    @contextmanager
+    def tolerant() -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            logger.warning("%s: its examples are not recorded (%s)", task.metadata.name, in_one_line(error))
 
     def of_predictions(predictions: Any, model: Any, prediction_folder: Path, hf_split: str, hf_subset: str) -> None:
-        with tolerant:
+        with tolerant():
             data = _data_of(task, hf_split, hf_subset)
             if isinstance(task, AbsTaskClassification):
                 # The share of mteb's experiments in which each text got its label.
@@ -301,7 +307,7 @@ def recorded(task: AbsTask) -> Iterator[Found]:
 
     def of_queries(scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str) -> dict[str, float]:
         name, _, ranks = task.metadata.main_score.rpartition("_")
-        with tolerant:
+        with tolerant():
             values = [scores[query][f"{_TREC[name]}_{ranks}"] for query in sorted(scores)]
             found[hf_split, hf_subset] = np.array(values, np.float32)
         return type(task).task_specific_scores(task, scores, qrels, results, hf_split, hf_subset)
