@@ -1,24 +1,25 @@
-"""Every checkpoint of a run as its own revision: what it holds, and what is refused (faults: ``test_faults.py``)."""
+"""Every checkpoint of a run as its own revision, what is refused, and the queue (faults: ``test_faults.py``)."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from sentence_transformers import SentenceTransformer
 
-from tests.hub_server import load_worker
-from tests.hub_server.client import environment
+from tests.hub_server.load_worker import TEXTS
 from tests.hub_server.server import TOKEN
 from tests.training.publishing.hub.test_upload import hold
 from tests.training.publishing.packed import content_of
 from tests.training.recipes import write_recipe, write_single_stage
+from training.common.errors import UserError
 from training.publish import main
 from training.publishing.hub import checkpoints
 from training.publishing.hub.checkpoints import PushQueue
@@ -100,18 +101,11 @@ def losses_of(checkpoint):
     return [entry["loss"] for entry in logged if "loss" in entry]
 
 
-def test_what_was_pushed_loads_by_revision(run, hub_server, tmp_path):
-    command = [sys.executable, "training/publish.py", "push-checkpoints", str(run), "--repo", REPO, "--private"]
-    known = environment(hub_server, tmp_path / "home")
-    ended = subprocess.run(command, env=known, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert TOKEN not in ended.stdout + ended.stderr and all(f"uploaded {name}" in ended.stdout for name in REVISIONS)
-    output = tmp_path / "loaded.npz"
-    words = [sys.executable, load_worker.__file__, str(output), REPO, REVISIONS[0]]
-    done = subprocess.run(words, env=known, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_what_was_pushed_loads_by_revision(run, run_python, load_back):
+    printed = run_python("training/publish.py", "push-checkpoints", run, "--repo", REPO, "--private")
+    assert TOKEN not in printed and all(f"uploaded {name}" in printed for name in REVISIONS)
     local = SentenceTransformer(str(run / "checkpoint-5"), device="cpu")
-    np.testing.assert_array_equal(np.load(output)["sentences"], local.encode(load_worker.TEXTS))
+    np.testing.assert_array_equal(load_back(REPO, REVISIONS[0])["sentences"], local.encode(TEXTS))
 
 
 def test_a_path_in_a_log_stops_before_anything_is_written(run, hub_server, capsys):
@@ -226,3 +220,102 @@ def test_all_stages_of_a_recipe_share_a_repository(hub_server, tmp_path, capsys)
 def test_bad_input_is_refused_before_anything_is_done(run, hub_server, capsys, folder, words, message):
     assert push(run / folder, *words) == 2
     assert message in capsys.readouterr().err and hub_server.log == []
+
+
+# The queue of a run
+
+MODEL = {"config.json", "model.safetensors", "modules.json", "tokenizer.json", "1_Pooling/config.json"}
+STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 3)
+    return PushQueue(tmp_path)
+
+
+def write_checkpoint(run, step):
+    folder = run / f"checkpoint-{step}"
+    for name in (*MODEL, *STATE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} of step {step}")
+    return folder
+
+
+def test_a_checkpoint_is_kept_without_its_optimizer_and_outlives_its_run(queue, tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 7)
+    queued = queue.add(checkpoint)
+    assert content_of(queued).keys() == {*MODEL, "trainer_state.json"}
+    assert os.path.samefile(queued / "model.safetensors", checkpoint / "model.safetensors")
+    shutil.rmtree(checkpoint)
+    assert (queued / "model.safetensors").read_text() == "model.safetensors of step 7"
+    queue.remove(queued)
+    assert queue.pending() == [] and not queue.folder.exists()
+
+
+def test_the_oldest_comes_first_and_a_full_queue_stays_as_it_is(queue, tmp_path):
+    for step in (100, 20, 3):
+        assert queue.add(write_checkpoint(tmp_path, step)) == queue.add(tmp_path / f"checkpoint-{step}")
+    (queue.folder / ".checkpoint-5.partial").mkdir()
+    pending = ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
+    assert [path.name for path in queue.pending()] == pending
+    with pytest.raises(UserError, match="3 checkpoints are in the queue already"):
+        queue.add(write_checkpoint(tmp_path, 200))
+    assert [path.name for path in queue.pending()] == pending
+
+
+def test_a_checkpoint_that_another_process_removed_is_no_error_and_leftovers_go(queue, tmp_path):
+    queued, kept = (queue.add(write_checkpoint(tmp_path, step)) for step in (7, 8))
+    PushQueue(tmp_path).remove(queued)
+    queue.remove(queued)
+    for left in (".checkpoint-5.partial", ".checkpoint-6.discarded"):
+        (queue.folder / left).mkdir()
+        (queue.folder / left / "model.safetensors").write_text("weights")
+    queue.tidy()
+    assert [path.name for path in queue.folder.iterdir()] == [kept.name]
+
+
+def test_the_disk_keeps_room_for_the_next_checkpoint(queue, tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path, 7)
+    sizes = {name: (checkpoint / name).stat().st_size for name in (*MODEL, *STATE)}
+    needed = sum(sizes.values()) + sum(sizes[name] for name in (*MODEL, "trainer_state.json"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(UserError, match="must be free"):
+        queue.add(checkpoint)
+    assert queue.pending() == [] and not queue.folder.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    assert queue.add(checkpoint) in queue.pending()
+
+
+def test_without_hard_links_files_are_copied_and_a_full_disk_leaves_nothing_half_done(queue, tmp_path, monkeypatch):
+    def fail(*paths):
+        raise OSError(errno.EXDEV, "Invalid link")
+
+    checkpoint = write_checkpoint(tmp_path, 4)
+    monkeypatch.setattr(os, "link", fail)
+    queued = queue.add(checkpoint)
+    assert not os.path.samefile(queued / "config.json", checkpoint / "config.json")
+    assert (queued / "config.json").read_text() == "config.json of step 4"
+    queue.remove(queued)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(OSError, match="Invalid link"):
+        queue.add(checkpoint)
+    assert queue.pending() == [] and content_of(queue.folder) == {}
+
+
+@pytest.mark.parametrize("lacks", ["trainer_state.json", "config.json"])
+def test_an_incomplete_checkpoint_or_one_that_vanishes_meanwhile_is_refused(queue, tmp_path, monkeypatch, lacks):
+    checkpoint, link = write_checkpoint(tmp_path, 9), os.link
+    (checkpoint / lacks).unlink()
+    for path in (checkpoint, tmp_path / "checkpoint-10"):
+        with pytest.raises(UserError, match=f"{path.name}: is gone or incomplete"):
+            queue.add(path)
+
+    def link_after_rotation(source, target):
+        shutil.rmtree(source.parent, ignore_errors=True)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_after_rotation)
+    with pytest.raises(UserError, match="checkpoint-9: is gone or incomplete"):
+        queue.add(write_checkpoint(tmp_path, 9))
+    assert queue.pending() == []

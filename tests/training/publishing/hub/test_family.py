@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +11,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from tests.hub_server import load_worker
-from tests.hub_server.client import environment
+from tests.hub_server.load_worker import TEXTS
 from tests.training.publishing.hub.test_upload import hold
 from tests.training.publishing.packed import spoil
 from tests.training.publishing.releases import make_release
@@ -64,11 +61,7 @@ def check_whole(hub_server):
         assert json.loads(repository.files()["release.json"])["files"]["README.md"] == len(text.encode())
 
 
-def writes(hub_server):
-    return [each for each in hub_server.log if each.method not in ("GET", "HEAD") and "validate-yaml" not in each.path]
-
-
-def test_a_family_is_released_once_and_loads_back(members, hub_server, tmp_path, capsys):
+def test_a_family_is_released_once_and_loads_back(members, hub_server, load_back, capsys):
     words = ["--tag", "v1.0", "--data", "org/corpus", "--collection", "Tiny models"]
     assert push(members, *words) == 0
     check_whole(hub_server)
@@ -81,15 +74,12 @@ def test_a_family_is_released_once_and_loads_back(members, hub_server, tmp_path,
     hub_server.log.clear()
     assert push(members, *words) == 0
     # The collection is asked for by its title.
-    assert [(each.method, each.path, each.status) for each in writes(hub_server)] == [("POST", "/api/collections", 409)]
+    writes = [each for each in hub_server.log if each.method not in ("GET", "HEAD") and "yaml" not in each.path]
+    assert [(each.method, each.path, each.status) for each in writes] == [("POST", "/api/collections", 409)]
     assert capsys.readouterr().out.count("nothing to change") == 3
 
-    command = [sys.executable, load_worker.__file__, str(tmp_path / "loaded.npz"), REPOS[1], "main"]
-    known = environment(hub_server, tmp_path / "home")
-    done = subprocess.run(command, env=known, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    local = SentenceTransformer(members[1], device="cpu").encode(load_worker.TEXTS)
-    np.testing.assert_array_equal(np.load(tmp_path / "loaded.npz")["sentences"], local)
+    local = SentenceTransformer(members[1], device="cpu").encode(TEXTS)
+    np.testing.assert_array_equal(load_back(REPOS[1], "main")["sentences"], local)
 
 
 def test_the_collection_takes_the_order_given_and_keeps_what_else_is_in_it(members, hub_server):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import snapshot_download
+from sentence_transformers import SentenceTransformer
 
-from tests.hub_server.client import connected, environment
+from modeling_f2llm import F2LLMModel
+from tests.hub_server.client import connected
+from tests.hub_server.load_worker import TEXTS
 from tests.hub_server.server import TOKEN
-from tests.training.publishing.packed import NAME, QUICK, content_of, spoil
+from tests.training.publishing.packed import BASE, NAME, QUICK, content_of, spoil, write_packed
 from tests.training.recipes import write_sources
 from training.data.releasing import release
 from training.publish import main
@@ -24,6 +28,24 @@ from training.publishing.verify import examine
 pytestmark = pytest.mark.usefixtures("client_waits")
 
 REPO, DATA = "org/tiny", "org/tiny-data"
+LOAD = f"""
+import sys
+import numpy as np
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+texts = {TEXTS!r}
+plain = SentenceTransformer("{REPO}", device="cpu")
+code = SentenceTransformer("{REPO}", device="cpu", trust_remote_code=True)
+tagged = SentenceTransformer("{REPO}", revision="v1.0", device="cpu")
+peft = PeftModel.from_pretrained(AutoModel.from_pretrained("{BASE}"), "{REPO}").eval()
+hidden = peft(**plain.tokenizer(texts[0], return_tensors="pt")).last_hidden_state[0, -1]
+np.savez(
+    sys.argv[1],
+    plain=plain.encode(texts), code=code.encode(texts), tagged=tagged.encode(texts),
+    peft=(hidden / hidden.norm()).detach().numpy(), kind=type(code.transformers_model).__module__,
+)
+"""
 
 
 def hold(hub_server, files, name=REPO, kind="model"):
@@ -210,10 +232,8 @@ def test_the_token_is_given_to_nobody_but_the_hub(packed, hub_server, tmp_path, 
     assert {each.token for each in hub_server.requests("PUT", "storage")} == {None}
 
 
-def test_hf_upload_takes_the_folder_unchanged(hub_server, packed, tmp_path):
-    command = [str(Path(sys.executable).with_name("hf")), "upload", REPO, str(packed)]
-    done = subprocess.run(command, env=environment(hub_server, tmp_path / "home"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_hf_upload_takes_the_folder_unchanged(hub_server, packed, run_python):
+    run_python(Path(sys.executable).with_name("hf"), "upload", REPO, packed)
     repository = hub_server.repository(REPO)
     assert repository.files() == content_of(packed)
     # What hf uploaded is known as the same model, and only its card is another.
@@ -234,3 +254,61 @@ def test_a_downloaded_release_is_verified_and_pushed_again(packed, hub_server, t
     before, after = (hub_server.repository(name).files() for name in (repo, copy))
     assert after.keys() == before.keys()
     assert {path for path in after if after[path] != before[path]} == {"README.md", "release.json"}
+
+
+def test_model_and_data_load_back_the_same(packed, released, load_back, tmp_path):
+    newer = write_packed(tmp_path / "second", seed=7)
+    assert (packed / "model.safetensors").read_bytes() != (newer / "model.safetensors").read_bytes()
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 0
+    assert main(["push", str(newer), "--repo", REPO]) == 0
+    assert main(["push-data", str(released), "--repo", DATA, "--private"]) == 0
+
+    loaded = load_back(REPO, "v1.0", DATA, "tiny_retrieval")
+    local = SentenceTransformer(str(packed), device="cpu")
+    np.testing.assert_array_equal(loaded["sentences"], local.encode(TEXTS))
+    with torch.no_grad():
+        tokens = local.tokenizer(TEXTS[0], return_tensors="pt")
+        np.testing.assert_array_equal(
+            loaded["transformers"], F2LLMModel.from_pretrained(packed)(**tokens).last_hidden_state.numpy()
+        )
+    assert "transformers_modules" in str(loaded["code"])
+    rows = json.loads(str(loaded["rows"]))
+    assert len(rows) == 80
+    assert {row["passage"] for row in rows if row["query"] == "the red river"} == {"river, red"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
+    hub_server, trained_adapter, adapter_base, run_python, tmp_path, capsys
+):
+    packed = tmp_path / "packed"
+    words = ["pack", str(trained_adapter), "--name", "tiny", "--output", str(packed), "--licence", "apache-2.0"]
+    words += ["--base", BASE]
+    assert main(words) == 0
+    assert main(["push", str(packed), "--repo", REPO, "--dry-run"]) == 0
+    assert main(["push", str(packed), "--repo", REPO]) == 2
+    shown = capsys.readouterr().err
+    assert f"base is not at {hub_server.address}/{BASE}" in shown and "--no-verify" in shown
+    assert not [kind for kind, name in hub_server.store.repositories if name == REPO]
+
+    hold(hub_server, content_of(adapter_base), BASE)
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 0
+    repository = hub_server.repository(REPO)
+    assert content_of(packed).keys() == repository.files().keys()
+    assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 0
+    assert len(repository.commits) == 2 and "nothing to change" in capsys.readouterr().out
+
+    run_python("-c", LOAD, tmp_path / "loaded.npz")
+    loaded = np.load(tmp_path / "loaded.npz")
+    local = SentenceTransformer(str(trained_adapter / "model"), device="cpu").encode(TEXTS)
+    np.testing.assert_array_equal(loaded["plain"], local)
+    np.testing.assert_array_equal(loaded["tagged"], local)
+    np.testing.assert_allclose(loaded["code"], local, atol=1e-5)
+    np.testing.assert_allclose(loaded["peft"], local[0], atol=1e-6)
+    assert "transformers_modules" in str(loaded["kind"])
+
+    # An adapter of another base is another model.
+    assert main([*words[:-1], "org/other"]) == 0
+    hub_server.store.create("model", "org/other")
+    assert main(["push", str(packed), "--repo", REPO]) == 2
+    assert "holds another model (tiny" in capsys.readouterr().err
