@@ -35,7 +35,7 @@ def _pack(run, *words, name=NAME):
     return main(["pack", str(run), "--name", name, *words])
 
 
-def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed):
+def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed, trained_runs, sentences):
     assert content_of(packed).keys() >= {
         *("README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "config_sentence_transformers.json"),
@@ -52,13 +52,10 @@ def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed)
     assert release.parameters == sum(each.numel() for each in load_file(packed / "model.safetensors").values())
     assert release.shape["num_hidden_layers"] == 1 and release.languages == ("eng",)
     assert release.prompts["query"].startswith("Instruct: ") and release.prompts["document"] == ""
-    assert [stage.name for stage in release.stages] == ["stage1", "stage2", "pruned", "student"]
     assert release.files == {path: len(held) for path, held in content_of(packed).items() if path != "release.json"}
     assert json.loads((packed / "training_arguments.json").read_text()) == release.stages[-1].arguments
     assert {model.label for model in load_evaluation(packed / "evaluation").models} == {NAME, "stage2", "TF-IDF"}
-
-
-def test_the_model_is_the_runs_own(packed, trained_runs, sentences):
+    # The model is the run's own.
     expected = SentenceTransformer(str(trained_runs / "student/model")).encode(sentences)
     # That plain transformers give the same is what `verify` checks.
     for options in ({}, {"trust_remote_code": True}):
@@ -81,7 +78,7 @@ def test_packed_again_it_is_left_alone_and_from_elsewhere_too(packed, runs, capl
     shutil.rmtree(packed / ".cache")
 
 
-def test_other_options_and_a_changed_run_are_packed_again(runs, no_figures):
+def test_other_options_and_another_or_a_changed_run_are_packed_again(runs, no_figures, capsys):
     folder = runs / "packed" / NAME
     assert _pack(runs / "student") == 0
     assert _pack(runs / "student", "--author", "The Authors") == 0
@@ -90,9 +87,13 @@ def test_other_options_and_a_changed_run_are_packed_again(runs, no_figures):
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001\n", ""))
     assert _pack(runs / "student") == 0
     assert load_release(folder).author is None and "learning_rate" not in load_release(folder).stages[-1].given
-
-
-def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
+    # So are another licence with its text, a pruned model and a checkpoint.
+    words = ["--licence", "cc-by-nc-4.0"]
+    assert _pack(runs / "student", *words) == 2
+    assert "--licence-file" in capsys.readouterr().err
+    (runs / "licence.txt").write_text("You may.\n")
+    assert _pack(runs / "student", *words, "--licence-file", str(runs / "licence.txt")) == 0
+    assert (folder / "LICENSE").read_text() == "You may.\n" and load_release(folder).licence == "cc-by-nc-4.0"
     assert _pack(runs / "pruned", name="cut") == 0
     release = load_release(runs / "packed/cut")
     assert [stage.name for stage in release.stages] == ["stage1", "pruned"] and release.stages[-1].steps is None
@@ -101,16 +102,6 @@ def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
     assert _pack(runs / "student", "--checkpoint", checkpoint, name="half") == 0
     assert load_release(runs / "packed/half").stages[-1].name == f"student@{checkpoint}"
     assert not {"optimizer.pt", "scheduler.pt", "trainer_state.json"} & content_of(runs / "packed/half").keys()
-
-
-def test_another_licence_comes_with_its_text(runs, capsys, no_figures):
-    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0") == 2
-    assert "--licence-file" in capsys.readouterr().err
-    text = runs / "licence.txt"
-    text.write_text("You may.\n")
-    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0", "--licence-file", str(text)) == 0
-    assert (runs / "packed" / NAME / "LICENSE").read_text() == "You may.\n"
-    assert load_release(runs / "packed" / NAME).licence == "cc-by-nc-4.0"
 
 
 def test_a_prompt_that_was_set_after_training_is_packed_and_on_the_card(trained_runs, runs, monkeypatch, no_figures):
@@ -200,23 +191,22 @@ def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuse
 
 
 def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
-    output = tmp_path / "out"
+    output, thesis = tmp_path / "out", tmp_path / "other/thesis.tex"
     output.mkdir()
     pack(runs / "student", output, PackOptions(NAME))
     (output / "README.md").write_text("My own card.\n")
-    with refuses(output, "README.md was changed since it was packed"):
-        pack(runs / "student", output, PackOptions(NAME))
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for folder, part in (
+        (output, "README.md was changed since it was packed"),
+        (thesis.parent, "no packed model"),
+        (thesis, "no packed model"),
+        (runs / "student", "holds model, which is read"),
+    ):
+        with refuses(folder, part):
+            pack(runs / "student", folder, PackOptions(NAME))
     assert (output / "README.md").read_text() == "My own card.\n"
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    with refuses(other, "no packed model"):
-        pack(runs / "student", other, PackOptions(NAME))
-    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
-    with refuses("thesis.tex", "no packed model"):
-        pack(runs / "student", other / "thesis.tex", PackOptions(NAME))
-    with refuses(runs / "student", "holds model, which is read"):
-        pack(runs / "student", runs / "student", PackOptions(NAME))
+    assert [*thesis.parent.iterdir()] == [thesis] and thesis.read_text() == "years of work"
 
 
 def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, monkeypatch, capsys, refuses, no_figures):

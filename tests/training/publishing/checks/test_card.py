@@ -27,12 +27,6 @@ def test_a_fault(broken, old, new, said):
     assert any(fault.startswith(f"{CARD}: ") and said in fault for fault in broken.faults()), broken.faults()
 
 
-def test_a_score_that_was_edited_is_found(broken):
-    card = (broken.folder / CARD).read_text()
-    broken.write(CARD, card.replace("| dimensions | 32, 16, 8 |", "| dimensions | 32, 16 |"), listed=False)
-    broken.expect((CARD, "was changed"))
-
-
 def _faults(folder):
     return [str(finding) for finding in card.check_embeddings(PackedFolder(folder)) if finding.fault]
 
@@ -51,10 +45,9 @@ def test_examples_that_need_this_repository_or_a_network(broken):
         f"from sentence_transformers import SentenceTransformer\nimport urllib.request\n"
         f"urllib.request.urlopen('http://127.0.0.1:9')\n{third}",
     )
-    faults = _faults(broken.folder)
-    assert any("the example sentence-transformers fails" in fault and "modeling_f2llm" in fault for fault in faults)
-    assert any("the example remote-code fails" in fault and "no network" in fault for fault in faults)
-    assert len(faults) == 2, faults
+    first, second = _faults(broken.folder)
+    assert "the example sentence-transformers fails" in first and "modeling_f2llm" in first
+    assert "the example remote-code fails" in second and "no network" in second
 
 
 def test_an_example_that_pools_otherwise(broken):

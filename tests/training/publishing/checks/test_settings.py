@@ -9,6 +9,8 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCES, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
 NEW_POOLING = {"embedding_dimension": 32, "pooling_mode": "lasttoken", "include_prompt": True}
 OTHER_END = {"eos_token": "<|im_start|>", "additional_special_tokens": ["<|im_end|>"]}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+NOWHERE = "sentence_transformers.models.nowhere.Normalize"
 
 
 def keys(file, **changed):
@@ -28,87 +30,74 @@ def template(tokenizer):
     return next(each for each in processor.get("processors", [processor]) if each["type"] == "TemplateProcessing")
 
 
+def single(tokenizer):
+    return template(tokenizer)["single"]
+
+
 @pytest.mark.parametrize(
-    ("edit", "file", "said"),
+    ("edit", "said"),
     [
-        (keys(CONFIG, architectures=["Qwen3ForCausalLM"]), CONFIG, "['Qwen3ForCausalLM'], not ['Qwen3Model']"),
-        (keys(CONFIG, max_window_layers=28), CONFIG, "max_window_layers is 28, not 2"),
-        (keys(CONFIG, is_matryoshka=...), CONFIG, "is_matryoshka is None, not True"),
-        (keys(CONFIG, rope_theta=...), CONFIG, "does not have the form that older libraries"),
+        (keys(CONFIG, architectures=["Qwen3ForCausalLM"]), "config.json: architectures is ['Qwen3ForCausalLM'], not"),
+        (keys(CONFIG, max_window_layers=28), "config.json: max_window_layers is 28, not 2"),
+        (keys(CONFIG, is_matryoshka=...), "config.json: is_matryoshka is None, not True"),
+        (keys(CONFIG, rope_theta=...), "config.json: does not have the form that older libraries"),
+        (change(CONFIG, lambda each: each["rope_parameters"].update(LINEAR)), "config.json: rope_parameters is {"),
+        (change(RECORD, lambda each: each["shape"].update(num_hidden_layers=3)), "release.json: shape is {"),
+        (keys(TRANSFORMER, max_seq_length=7), "sentence_bert_config.json: does not have the form"),
+        (keys(POOLING, word_embedding_dimension=64), f"{POOLING}: word_embedding_dimension is 64, not 32"),
+        (keys(POOLING, include_prompt=False), f"{POOLING}: include_prompt is False, not True"),
+        (change(MODULES, lambda modules: modules.pop()), "modules.json: does not normalise"),
         (
-            change(CONFIG, lambda config: config["rope_parameters"].update(rope_type="linear", factor=2.0)),
-            *(CONFIG, "rope_parameters is {"),
+            change(MODULES, lambda modules: modules[2].update(type="x.Normalize")),
+            "modules.json: does not have the form",
         ),
-        (change(RECORD, lambda record: record["shape"].update(num_hidden_layers=3)), RECORD, "shape is {"),
-        (keys(TRANSFORMER, max_seq_length=7), TRANSFORMER, "does not have the form"),
-        (keys(POOLING, word_embedding_dimension=64), POOLING, "word_embedding_dimension is 64, not 32"),
-        (keys(POOLING, include_prompt=False), POOLING, "include_prompt is False, not True"),
-        (change(MODULES, lambda modules: modules.pop()), MODULES, "does not normalise"),
-        (
-            change(MODULES, lambda modules: modules[2].update(type="sentence_transformers.models.nowhere.Normalize")),
-            *(MODULES, "does not have the form"),
-        ),
-        (change(MODULES, lambda modules: modules[2].update(path="3_Normalize")), "the folder", "it lacks 3_Normalize"),
-        (keys(SENTENCES, prompts={}), RECORD, "but the files give {}"),
-        (keys(SENTENCES, default_prompt_name="query"), SENTENCES, "default_prompt_name is 'query', not None"),
-        (keys(SENTENCES, similarity_fn_name="dot"), SENTENCES, "similarity_fn_name is 'dot', not 'cosine'"),
-        (
-            change(TOKENIZER, lambda each: template(each)["single"].append(template(each)["single"][-1])),
-            *(TOKENIZER, "appends EOS 2 times"),
-        ),
+        (change(MODULES, lambda modules: modules[2].update(path="3_Normalize")), "the folder: it lacks 3_Normalize"),
+        (keys(SENTENCES, prompts={}), "but the files give {}"),
+        (keys(SENTENCES, default_prompt_name="query"), f"{SENTENCES}: default_prompt_name is 'query', not None"),
+        (keys(SENTENCES, similarity_fn_name="dot"), f"{SENTENCES}: similarity_fn_name is 'dot', not 'cosine'"),
+        (change(TOKENIZER, lambda each: single(each).append(single(each)[-1])), "tokenizer.json: appends EOS 2 times"),
         (
             change(TOKENIZER, lambda each: template(each)["pair"].pop(1)),
-            *(TOKENIZER, "does not end each text of a pair with EOS"),
+            "tokenizer.json: does not end each text of a pair with EOS",
         ),
-        (keys(TOKENIZER_CONFIG, pad_token="<|im_end|>"), CONFIG, "pad_token_id is 0, but the tokenizer's is 1"),
-        (keys(TOKENIZER_CONFIG, pad_token=...), TOKENIZER_CONFIG, "names no padding token"),
-        (keys(TOKENIZER_CONFIG, padding_side="left"), TOKENIZER_CONFIG, "padding_side is 'left'"),
+        (keys(TOKENIZER_CONFIG, pad_token="<|im_end|>"), "config.json: pad_token_id is 0, but the tokenizer's is 1"),
+        (keys(TOKENIZER_CONFIG, pad_token=...), f"{TOKENIZER_CONFIG}: names no padding token"),
+        (keys(TOKENIZER_CONFIG, padding_side="left"), f"{TOKENIZER_CONFIG}: padding_side is 'left'"),
     ],
 )
-def test_a_fault(broken, edit, file, said):
+def test_a_fault(broken, edit, said):
     edit(broken)
-    broken.expect((file, said))
+    (fault,) = broken.faults()
+    assert said in fault
 
 
 @pytest.mark.parametrize(
-    ("edit", "file", "said"),
+    ("edit", "said"),
     [
-        (keys(CONFIG, matryoshka_dimensions=[32, 8]), CONFIG, "is [32, 8], not [32, 16, 8]"),
-        (keys(CONFIG, dtype="bfloat16"), CONFIG, "dtype is 'bfloat16', not 'float32'"),
-        (keys(CONFIG, model_type="f2llm"), CONFIG, "model_type is 'f2llm', not 'qwen3'"),
-        (change(CONFIG, lambda config: config["layer_types"].append("full_attention")), CONFIG, "layer_types is ["),
-        (keys(CONFIG, use_sliding_window=True), CONFIG, "use_sliding_window is True"),
-        (keys(CONFIG, head_dim=...), "the folder", "the configuration wants"),
-        (keys(TOKENIZER_CONFIG, model_max_length=513), TRANSFORMER, "does not have the form"),
-        (keys(POOLING, pooling_mode_mean_tokens=True), MODULES, "is pooled by"),
-        (keys(CONFIG, eos_token_id=[1, 2]), CONFIG, "eos_token_id is [1, 2], but the tokenizer's is 1"),
-        (keys(CONFIG, vocab_size=100), TOKENIZER, "but the model 100 embeddings"),
-        (keys(TOKENIZER, post_processor=None), TOKENIZER, "appends EOS 0 times to a text, not once; "),
-        (keys(TOKENIZER, model={"type": "nonsense"}), TOKENIZER, "is not a tokenizer"),
-        (keys(TOKENIZER, normalizer={"type": "Lowercase"}), TOKENIZER_CONFIG, "library disagree on 'Where"),
-        (keys(CONFIG, auto_map=...), CONFIG, "auto_map is None, not"),
-        (
-            change(CONFIG, lambda config: config["auto_map"].update(AutoModel="packing.F2LLMModel")),
-            CONFIG,
-            "auto_map is",
-        ),
-        (keys(RECORD, parameters=330_000_000), RECORD, "parameters is 330000000, but"),
-        (keys(RECORD, max_length=7), RECORD, "max_length is 7, but"),
-        (
-            weights(lambda all: all.pop("norm.weight")),
-            "the folder",
-            "norm.weight is absent, the configuration wants (32,)",
-        ),
+        (keys(CONFIG, matryoshka_dimensions=[32, 8]), "config.json: matryoshka_dimensions is [32, 8], not [32, 16, 8]"),
+        (keys(CONFIG, dtype="bfloat16"), "config.json: dtype is 'bfloat16', not 'float32'"),
+        (keys(CONFIG, model_type="f2llm"), "config.json: model_type is 'f2llm', not 'qwen3'"),
+        (keys(CONFIG, use_sliding_window=True), "config.json: use_sliding_window is True"),
+        (keys(CONFIG, head_dim=...), "the configuration wants"),
+        (keys(TOKENIZER_CONFIG, model_max_length=513), "sentence_bert_config.json: does not have the form"),
+        (keys(POOLING, pooling_mode_mean_tokens=True), "modules.json: is pooled by"),
+        (keys(CONFIG, eos_token_id=[1, 2]), "config.json: eos_token_id is [1, 2], but the tokenizer's is 1"),
+        (keys(CONFIG, vocab_size=100), "but the model 100 embeddings"),
+        (keys(TOKENIZER, post_processor=None), "tokenizer.json: appends EOS 0 times to a text, not once; "),
+        (keys(TOKENIZER, model={"type": "nonsense"}), "tokenizer.json: is not a tokenizer"),
+        (keys(TOKENIZER, normalizer={"type": "Lowercase"}), "library disagree on 'Where"),
+        (keys(CONFIG, auto_map=...), "config.json: auto_map is None, not"),
+        (keys(RECORD, max_length=7), "release.json: max_length is 7, but"),
+        (weights(lambda all: all.pop("norm.weight")), "norm.weight is absent, the configuration wants (32,)"),
         (
             weights(lambda all: all.update({name: each.bfloat16() for name, each in all.items()})),
-            RECORD,
-            "dtype is float32",
+            "release.json: dtype is float32",
         ),
     ],
 )
-def test_a_fault_among_others(broken, edit, file, said):
+def test_a_fault_among_others(broken, edit, said):
     edit(broken)
-    assert any(fault.startswith(f"{file}: ") and said in fault for fault in broken.faults()), broken.faults()
+    assert any(said in fault for fault in broken.faults()), broken.faults()
 
 
 def test_settings_of_new_libraries_alone(broken):
