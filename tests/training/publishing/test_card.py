@@ -18,7 +18,7 @@ from tests.training.publishing.releases import NAME, evaluate, make_release, wri
 from training import export
 from training.publishing.card import model_card
 from training.publishing.evaluation import draw_figures
-from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card
+from training.publishing.hub.checkpoints import CheckpointFacts, checkpoint_card
 from training.publishing.record import AdapterRecord, Reference, StageRecord
 
 ADAPTER = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)

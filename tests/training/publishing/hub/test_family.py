@@ -16,7 +16,7 @@ from tests.training.publishing.hub.test_upload import hold
 from tests.training.publishing.packed import spoil
 from tests.training.publishing.releases import make_release
 from training.publish import main
-from training.publishing.hub.family import stage_links
+from training.publishing.hub.upload import stage_links
 from training.publishing.pack import PackOptions, pack
 
 pytestmark = pytest.mark.usefixtures("waits")
