@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +19,7 @@ WIDTHS = (32, 16, 8)
 Rename = Callable[[str], str]
 
 
-def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
+def make_release(rename=str, **changes):
     """The record of a model that was pruned from a first stage; ``rename`` changes each text that comes from data."""
     first = SourceRecord(rename("names"), "retrieval", ("deu", "fin", "rus"), 900, 9, rename("Find it."), rename("MIT"))
     second = SourceRecord(rename("kinds"), "clustering", ("jpn", "mul"), 100, 1, None, None, "org/kinds")
@@ -62,7 +60,7 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
     return ModelRelease(**{**fields, **changes})
 
 
-def evaluate(name: str = NAME, rename: Rename = str) -> Evaluation:
+def evaluate(name=NAME, rename=str):
     """Scores of the model at three widths and precisions, and of a larger model and a baseline beside it."""
     evaluation = Evaluation()
     evaluation.add_model(ModelRecord(name, parameters=21_000, dimension=32, texts_per_second=900.0))
@@ -77,7 +75,7 @@ def evaluate(name: str = NAME, rename: Rename = str) -> Evaluation:
     return evaluation
 
 
-def _score(evaluation: Evaluation, model: str, width: int, precision: str, lost: int, rename: Rename) -> None:
+def _score(evaluation, model, width, precision, lost, rename):
     scores, examples = [], {}
     for language, found in FOUND.items():
         hits = np.arange(10) < max(found - lost, 0)
@@ -88,9 +86,7 @@ def _score(evaluation: Evaluation, model: str, width: int, precision: str, lost:
     evaluation.put(scores, examples)
 
 
-def write_release(
-    folder: Path, release: ModelRelease | None = None, evaluation: Evaluation | None = None, losses: bool = True
-) -> Path:
+def write_release(folder, release=None, evaluation=None, losses=True):
     """Write what a card reads of a packed folder."""
     folder.mkdir(parents=True, exist_ok=True)
     release = release or make_release()

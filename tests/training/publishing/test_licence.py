@@ -19,11 +19,11 @@ from training.stages.continuation import check_data, note_changes
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def pack(runs: Path, stage: str = "student", *words: str) -> int:
+def pack(runs, stage="student", *words):
     return main(["pack", str(runs / stage), "--name", "tiny", "--output", str(runs.parent / "packed"), *words])
 
 
-def relicense(runs: Path, **licences: str | None) -> None:
+def relicense(runs, **licences):
     path = runs.parent / "data/manifest.yaml"
     content = yaml.safe_load(path.read_text())
     for source in content["sources"]:
@@ -32,7 +32,7 @@ def relicense(runs: Path, **licences: str | None) -> None:
     path.write_text(yaml.safe_dump(content))
 
 
-def card(folder: Path, named: str | None) -> str:
+def card(folder, named):
     folder.mkdir()
     (folder / "README.md").write_text(f"---\n{f'license: {named}' if named else 'tags: [a]'}\n---\n\n# A model\n")
     return str(folder)

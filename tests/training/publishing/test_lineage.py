@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -22,7 +21,7 @@ from training.publishing.states import find_state
 OPTIONS = PackOptions("tiny-soup", licence="apache-2.0")
 
 
-def _records(run: Path, checkpoint: str | None = None):
+def _records(run, checkpoint=None):
     return Lineage(find_state(run, checkpoint)).records
 
 

@@ -26,7 +26,7 @@ NAME = "f2llm-v2-tiny"
 
 
 @pytest.fixture(scope="module")
-def packed(trained_runs, tmp_path_factory) -> Path:
+def packed(trained_runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / NAME
     return pack(trained_runs / "student", folder, PackOptions(NAME))
 

@@ -106,7 +106,7 @@ def test_a_private_text_is_found_as_json_writes_it_but_not_in_a_vocabulary(tmp_p
 
 
 @pytest.fixture
-def marked(tmp_path_factory) -> Path:
+def marked(tmp_path_factory):
     """A run with the word MARKER in all paths, names and secrets, and in all that its files could hold besides."""
     folder = tmp_path_factory.mktemp("MARKERhome") / "MARKERuser" / "project-MARKER"
     folder.mkdir(parents=True)

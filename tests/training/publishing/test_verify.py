@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.publishing.packed import BrokenRelease
 from training.common.errors import UserError
 from training.publish import main
 from training.publishing.verify import examine
@@ -76,12 +75,12 @@ def code(listener, marker, monkeypatch):
     return _CODE.format(port=listener.getsockname()[1], python=sys.executable, marker=str(marker))
 
 
-def add_code(broken: BrokenRelease, code: str, listed: bool = True) -> None:
+def add_code(broken, code, listed=True):
     """Add code to the folder's; ``listed``, the record has its hash."""
     broken.write("packing.py", (broken.folder / "packing.py").read_text() + code, listed)
 
 
-def add_to_card(broken: BrokenRelease, code: str) -> None:
+def add_to_card(broken, code):
     """Add code to an example that is run."""
     broken.replace("README.md", "\nimport torch\n", f"\nimport torch\n{code}")
 
