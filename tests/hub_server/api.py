@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from base64 import b64decode
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import yaml
 
@@ -18,11 +20,10 @@ _PARTS = {"kinds": "models|datasets", "prefix": "(?:datasets/)?", "repo": "[^/]+
 _ROUTES = []
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     status: int = 200
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 def json_answer(content, status=200, **headers):
@@ -87,7 +88,7 @@ def _whoami(call):
 
 @route("POST", "/api/validate-yaml")
 def _validate_yaml(call):
-    yaml.safe_load(call.json["content"].split("---\n")[1])
+    yaml.safe_load("".join(call.json["content"].split("---\n")[1:2]))
     return json_answer({"errors": [], "warnings": []})
 
 
@@ -285,7 +286,8 @@ def _add_item(call):
     call.store.readable(item["type"], item["id"], call.owned)
     if any((each["type"], each["id"]) == (item["type"], item["id"]) for each in collection["items"]):
         raise Refused(409, "The item is in the collection already")
-    collection["items"].append({"_id": f"{len(collection['items']) + 1:024x}", **item})
+    number = len(collection["items"])
+    collection["items"].append({"_id": f"{number + 1:024x}", **item, "position": number})
     return json_answer(collection)
 
 
@@ -295,4 +297,6 @@ def _move_item(call):
     item = next(each for each in items if each["_id"] == call.parts["item"])
     items.remove(item)
     items.insert(call.json["position"], item)
+    for position, each in enumerate(items):
+        each["position"] = position
     return json_answer({"success": True})

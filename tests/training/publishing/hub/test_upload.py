@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.training.publishing.packed import BASE, NAME, QUICK, content_of, spoi
 from tests.training.recipes import write_sources
 from training.data.releasing import release
 from training.publish import main
+from training.publishing.pack import PackOptions, pack
 from training.publishing.record import Reference, StageRecord
 from training.publishing.verify import examine
 
@@ -77,8 +79,8 @@ def test_a_folder_is_uploaded_once_with_its_name_in_the_card(packed, released, h
         assert card.count(f'load_dataset("{DATA}", "tiny_') == written["README.md"].count(b"load_dataset(") > 0
         assert f"`{DATA}` is the name on the Hub" in card and '"tiny-data"' not in card
     assert json.loads(uploaded["release.json"])["files"]["README.md"] == len(uploaded["README.md"])
-    assert content_of(folder) == written
-    assert repository.private and repository.tags == {"v1.0": repository.branches["main"]}
+    assert content_of(folder) == written and repository.private
+    assert repository.tags == {"v1.0": repository.branches["main"]}
     assert f"{repo}: {len(uploaded)} files uploaded" in capsys.readouterr().out
     # Hidden files are never uploaded, even if the check that finds them is left out.
     for path in (".DS_Store", ".cache/huggingface/token"):
@@ -89,10 +91,8 @@ def test_a_folder_is_uploaded_once_with_its_name_in_the_card(packed, released, h
     assert "nothing to change" in capsys.readouterr().out
 
 
-def test_message_branch_and_datasets_are_as_given(packed, hub_server, capsys):
+def test_message_branch_and_datasets_are_as_given(packed, hub_server):
     words = ["push", str(packed), "--repo", REPO, "--revision", "draft", "--message", "First draft"]
-    assert main([*words, "--data", "none"]) == 2
-    assert "--data 'none'" in capsys.readouterr().err
     assert main([*words, "--data", "org/first", "--data", "org/second"]) == 0
     repository = hub_server.repository(REPO)
     assert repository.find("draft").title == "First draft"
@@ -105,6 +105,7 @@ def test_message_branch_and_datasets_are_as_given(packed, hub_server, capsys):
     [
         ("push", ["--repo", "tiny"], "'tiny': it is not ORG/NAME"),
         ("push", ["--tag", "version one"], "--tag 'version one'"),
+        ("push", ["--data", "none"], "--data 'none'"),
         ("push", ["--revision", "x.partial"], "unfinished"),
         ("push", ["release.json", None], "pack it"),
         ("push", ["model.safetensors", None], "model.safetensors is not as release.json says; pack the run"),
@@ -131,8 +132,7 @@ def test_a_folder_with_a_fault_is_uploaded_only_when_asked(packed, hub_server, c
     spoil(packed)
     assert main(["push", str(packed), "--repo", REPO]) == 2
     shown = capsys.readouterr().err
-    assert len(shown.splitlines()) == 1
-    assert "1_Pooling/config.json" in shown and "--no-verify" in shown
+    assert len(shown.splitlines()) == 1 and "1_Pooling/config.json" in shown and "--no-verify" in shown
     assert hub_server.log == []
     assert main(["push", str(packed), "--repo", REPO, "--no-verify"]) == 0
     assert "1_Pooling/config.json" in hub_server.repository(REPO).files()
@@ -143,21 +143,18 @@ OTHER_STAGES = [asdict(StageRecord("stage2", "training", Reference("scratch")))]
 
 
 @pytest.mark.parametrize(
-    ("fields", "part", "words"),
+    ("fields", "words"),
     [
-        ({"name": "other-embedder"}, "holds another model (other-embedder", []),
-        ({"shape": {"hidden_size": 64}}, "holds another model", []),
-        ({"stages": OTHER_START}, "holds another model", []),
-        ({"stages": OTHER_STAGES}, "holds another model", ["--revision", "draft"]),
+        *(({"name": "other"}, []), ({"shape": {"hidden_size": 64}}, []), ({"stages": OTHER_START}, [])),
+        ({"stages": OTHER_STAGES}, ["--revision", "draft"]),
     ],
 )
-def test_another_model_is_replaced_only_when_asked(packed, hub_server, capsys, fields, part, words):
+def test_another_model_is_replaced_only_when_asked(packed, hub_server, capsys, fields, words):
     repository = hold_model(hub_server, packed, **fields)
     before = dict(repository.branches)
     assert main(["push", str(packed), "--repo", REPO, *words]) == 2
     shown = capsys.readouterr().err
-    assert part in shown and "--replace" in shown
-    assert repository.branches == before
+    assert "holds another model (" in shown and "--replace" in shown and repository.branches == before
     assert main(["push", str(packed), "--repo", REPO, "--replace"]) == 0
     assert repository.find("main").parent == before["main"]
     assert json.loads(repository.files()["release.json"])["name"] == NAME
@@ -169,8 +166,8 @@ def test_a_version_trained_again_replaces_the_old_one_but_not_its_tag(packed, hu
     assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0"]) == 2
     assert "tag v1.0" in capsys.readouterr().err and repository.branches == {"main": first}
     assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.1"]) == 0
-    assert json.loads(repository.files("v1.0")["release.json"])["parameters"] == 1
-    assert json.loads(repository.files("v1.1")["release.json"])["parameters"] > 1
+    assert b'"parameters": 1,' in repository.files("v1.0")["release.json"]
+    assert b'"parameters": 1,' not in repository.files("v1.1")["release.json"]
     assert main(["push", str(packed), "--repo", REPO, "--tag", "v1.0", "--replace"]) == 0
     assert repository.tags["v1.0"] == repository.branches["main"] != first
 
@@ -221,8 +218,7 @@ def test_the_token_is_given_to_nobody_but_the_hub(packed, hub_server, tmp_path, 
         hub_server.store.accounts.clear()
         assert main(["push", str(packed), "--repo", REPO]) == 2
     shown = capsys.readouterr()
-    assert "hf auth login" in shown.err
-    assert TOKEN not in shown.out + shown.err + caplog.text
+    assert "hf auth login" in shown.err and TOKEN not in shown.out + shown.err + caplog.text
     # Addresses of the storage are signed.
     assert "HTTP Request" not in caplog.text
     (home / "token").unlink(missing_ok=True)
@@ -279,13 +275,9 @@ def test_model_and_data_load_back_the_same(packed, released, load_back, tmp_path
 
 @pytest.mark.usefixtures("no_figures")
 def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
-    hub_server, trained_adapter, adapter_base, run_python, tmp_path, capsys
+    hub_server, trained_adapter, adapter_release, adapter_base, run_python, tmp_path, capsys
 ):
-    packed = tmp_path / "packed"
-    words = ["pack", str(trained_adapter), "--name", "tiny", "--output", str(packed), "--licence", "apache-2.0"]
-    words += ["--base", BASE]
-    assert main(words) == 0
-    assert main(["push", str(packed), "--repo", REPO, "--dry-run"]) == 0
+    packed = Path(shutil.copytree(adapter_release, tmp_path / "tiny"))
     assert main(["push", str(packed), "--repo", REPO]) == 2
     shown = capsys.readouterr().err
     assert f"base is not at {hub_server.address}/{BASE}" in shown and "--no-verify" in shown
@@ -308,7 +300,7 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     assert "transformers_modules" in str(loaded["kind"])
 
     # An adapter of another base is another model.
-    assert main([*words[:-1], "org/other"]) == 0
+    packed = pack(trained_adapter, tmp_path / "other", PackOptions("tiny", licence="apache-2.0", base="org/other"))
     hub_server.store.create("model", "org/other")
     assert main(["push", str(packed), "--repo", REPO]) == 2
     assert "holds another model (tiny" in capsys.readouterr().err
