@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from training.common.errors import UserError
 from training.publish import main
 from training.publishing.verify import examine
 
@@ -51,9 +50,9 @@ def test_a_damaged_file_is_a_finding(broken, name, content):
     assert all(len(fault.splitlines()) == 1 for fault in faults)
 
 
-def test_no_folder_and_an_empty_one(tmp_path):
+def test_no_folder_and_an_empty_one(tmp_path, refuses):
     assert "release.json" in {finding.file for finding in examine(tmp_path).faults}
-    with pytest.raises(UserError, match="no such folder"):
+    with refuses(tmp_path / "nowhere", "no such folder"):
         examine(tmp_path / "nowhere")
 
 
@@ -66,6 +65,7 @@ def listener():
 
 @pytest.fixture
 def marker(tmp_path):
+    """What the code writes if it runs."""
     return tmp_path / "ran"
 
 
@@ -76,24 +76,23 @@ def code(listener, marker, monkeypatch):
 
 
 def add_code(broken, code, listed=True):
-    """Add code to the folder's; ``listed``, the record has its hash."""
     broken.write("packing.py", (broken.folder / "packing.py").read_text() + code, listed)
 
 
 def add_to_card(broken, code):
-    """Add code to an example that is run."""
     broken.replace("README.md", "\nimport torch\n", f"\nimport torch\n{code}")
 
 
 def test_nothing_is_run_of_a_folder_with_a_fault(broken, code, marker, capsys):
+    words = ["verify", str(broken.folder), "--trust-remote-code"]
     add_code(broken, code, listed=False)
-    assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
+    assert main(words) == 1
     printed = capsys.readouterr().out
     assert "packing.py: was changed" in printed and "examples were not run: the folder has faults" in printed
     broken.list_sizes()
     add_to_card(broken, code)
     broken.write("pytorch_model.bin", b"\x80\x04.")
-    assert main(["verify", str(broken.folder), "--trust-remote-code"]) == 1
+    assert main(words) == 1
     assert not marker.exists()
 
 

@@ -67,8 +67,8 @@ def test_a_family_is_released_once_and_loads_back(members, hub_server, load_back
     check_whole(hub_server)
     (collection,) = hub_server.store.collections.values()
     assert (collection["title"], collection["owner"], collection["private"]) == ("Tiny models", "org", False)
-    assert all("- org/corpus" in card(hub_server, repo) for repo in REPOS)
-    assert all(hub_server.repository(repo).tags.keys() == {"v1.0"} for repo in REPOS)
+    for repo in REPOS:
+        assert "- org/corpus" in card(hub_server, repo) and hub_server.repository(repo).tags.keys() == {"v1.0"}
     assert f"collections/{collection['slug']}\n" in capsys.readouterr().out
 
     hub_server.log.clear()
@@ -85,9 +85,7 @@ def test_a_family_is_released_once_and_loads_back(members, hub_server, load_back
 def test_the_collection_takes_the_order_given_and_keeps_what_else_is_in_it(members, hub_server):
     assert push(members[:2], "--no-verify") == 0
     (collection,) = hub_server.store.collections.values()
-    hub_server.store.create("dataset", "org/corpus")
-    corpus = {"_id": "c", "type": "dataset", "id": "org/corpus", "position": 2}
-    collection["items"].append(corpus)
+    collection["items"].append({"_id": "c", "type": "dataset", "id": "org/corpus", "position": 2})
     assert push(members[::-1], "--no-verify") == 0
     assert [item["id"] for item in collection["items"]] == [*REPOS[::-1], "org/corpus"]
     # The new member is linked by those that were there.
@@ -130,13 +128,10 @@ def test_what_is_wrong_with_the_last_member_is_found_before_the_first_write(memb
     shown = capsys.readouterr().err
     assert part in shown and len(shown.splitlines()) == 1
     assert hub_server.store.repositories == held and hub_server.store.collections == {}
-
-
-def test_faults_are_ignored_and_another_model_is_replaced_when_asked(members, hub_server):
-    spoil(Path(members[2]))
-    repository = hold(hub_server, {"config.json": b"{}"}, REPOS[1])
-    assert push(members, "--replace", "--no-verify") == 0
-    assert "model.safetensors" in repository.files() and "config.json" in hub_server.repository(REPOS[2]).files()
+    # A fault is ignored, and another model replaced, when asked.
+    if fault in ("fault", "other"):
+        assert push(members, "--replace", "--no-verify") == 0
+        assert "model.safetensors" in hub_server.repository(REPOS[2]).files()
 
 
 @pytest.mark.parametrize(
@@ -175,8 +170,7 @@ def test_a_member_that_fails_does_not_keep_the_others_back(members, hub_server, 
 
 def test_a_stage_is_linked_only_if_it_is_the_one_that_made_the_member():
     own = make_release()
-    base = make_release(name="base", stages=own.stages[:1])
-    other = make_release(name="other", stages=(replace(own.stages[0], steps=21),))
-    members = {f"org/{each.name}": each for each in (own, base, other)}
-    assert stage_links(own, members) == {"stage1": "org/base"}
-    assert stage_links(base, members) == {}
+    base, other = own.stages[:1], (replace(own.stages[0], steps=21),)
+    stages = {"org/own": own.stages, "org/base": base, "org/other": other}
+    members = {repo: make_release(stages=each) for repo, each in stages.items()}
+    assert stage_links(own, members) == {"stage1": "org/base"} and stage_links(members["org/base"], members) == {}
