@@ -71,10 +71,10 @@ def test_a_hub_in_trouble_neither_stops_nor_changes_the_training(
     monkeypatch.setattr(callback, "_LAST_SECONDS", 0.5)
     what = {"refuses": {"cut_after": 0}, "hangs": {"delay": 5.0}, "fails": {"status": 503}, "forbids": {"status": 403}}
     hub_server.faults.add("", "/commit/" if trouble == "forbids" else "/", times=None, **what[trouble])
+    began = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        began = time.monotonic()
         assert main([str(uploads)]) == 0
-        assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60
     check_same_weights(tmp_path / "run", tmp_path / "plain" / "run")
     assert pending(uploads) == ["checkpoint-5", "checkpoint-10"]
     assert "not uploaded yet: checkpoint-5, checkpoint-10; run: " in caplog.messages[-1] and TOKEN not in caplog.text

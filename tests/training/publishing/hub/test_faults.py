@@ -52,7 +52,7 @@ def state_of(hub_server, command):
 
 @pytest.fixture
 def wanted(command, hub_server, waits):
-    """What the command publishes without faults. The Hub is empty again, and nobody waits."""
+    """What the command publishes without faults; then the Hub is empty again."""
     assert main(command.words) == 0
     wanted = state_of(hub_server, command)
     hub_server.store.repositories.clear()
@@ -74,8 +74,7 @@ def wanted(command, hub_server, waits):
 def test_faults_that_pass_cost_nothing(command, wanted, hub_server, method, path, what):
     fault = hub_server.faults.add(method, path, **what)
     assert main(command.words) == 0
-    assert fault.met
-    assert state_of(hub_server, command) == wanted
+    assert fault.met and state_of(hub_server, command) == wanted
 
 
 @pytest.mark.parametrize("path", ["/commit/", "storage", "/(branch|tag)/"])
