@@ -72,7 +72,7 @@ def route(methods, pattern):
 
 
 def find_route(method, path):
-    """Return the first route of a path (still quoted), and the path's parts."""
+    """Return the function of a path (still quoted), and the path's parts."""
     for known, pattern, function in _ROUTES:
         if known == method and (match := pattern.fullmatch(path)):
             return function, match.groupdict("")

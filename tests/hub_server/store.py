@@ -63,7 +63,6 @@ class Repository:
         return Entry(blob, len(content))
 
     def large_entry(self, sha256):
-        """Return the entry of a large file, which must have been uploaded."""
         if sha256 not in self.large:
             raise Refused(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
         size = len(self.large[sha256])
@@ -74,7 +73,6 @@ class Repository:
         return self.blobs[entry.blob] if entry.sha256 is None else self.large[entry.sha256]
 
     def find(self, revision):
-        """Return the commit of a branch, a tag or an id."""
         commit = self.branches.get(revision) or self.tags.get(revision) or revision
         if commit not in self.commits:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")

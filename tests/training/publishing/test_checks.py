@@ -93,7 +93,6 @@ def test_a_fault(broken, edit, said):
         (keys(CONFIG, matryoshka_dimensions=[32, 8]), "config.json: matryoshka_dimensions is [32, 8], not [32, 16, 8]"),
         (keys(CONFIG, dtype="bfloat16"), "config.json: dtype is 'bfloat16', not 'float32'"),
         (keys(CONFIG, model_type="f2llm"), "config.json: model_type is 'f2llm', not 'qwen3'"),
-        (keys(CONFIG, use_sliding_window=True), "config.json: use_sliding_window is True"),
         (keys(CONFIG, head_dim=...), "the configuration wants"),
         (keys(TOKENIZER_CONFIG, model_max_length=513), "sentence_bert_config.json: does not have the form"),
         (keys(POOLING, pooling_mode_mean_tokens=True), "modules.json: is pooled by"),
@@ -103,7 +102,6 @@ def test_a_fault(broken, edit, said):
         (keys(TOKENIZER, model={"type": "nonsense"}), "tokenizer.json: is not a tokenizer"),
         (keys(TOKENIZER, normalizer={"type": "Lowercase"}), "library disagree on 'Where"),
         (keys(CONFIG, auto_map=...), "config.json: auto_map is None, not"),
-        (keys(RECORD, max_length=7), "release.json: max_length is 7, but"),
         (weights(lambda all: all.pop("norm.weight")), "norm.weight is absent, the configuration wants (32,)"),
         (
             weights(lambda all: all.update({name: each.bfloat16() for name, each in all.items()})),

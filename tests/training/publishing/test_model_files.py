@@ -71,8 +71,7 @@ def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned, sentence
     assert (stage.kind, stage.start) == ("unknown", Reference("hub", "Qwen/Qwen3-Embedding-0.6B"))
     assert (stage.arguments, stage.sources) == ({}, ())
     assert release.dimensions == (32,) and release.languages == ()
-    text = (packed / "README.md").read_text()
-    metadata = metadata_of(packed)
+    text, metadata = (packed / "README.md").read_text(), metadata_of(packed)
     assert metadata["base_model"] == "Qwen/Qwen3-Embedding-0.6B" and metadata["license"] == "apache-2.0"
     assert "matryoshka" not in metadata["tags"] and "datasets" not in metadata
     assert "No score of this model came with it" in text and "what its training data allows is not known" in text
@@ -80,12 +79,11 @@ def test_a_model_tuned_elsewhere_is_packed_verified_and_the_same(tuned, sentence
     # Nothing says what it was made from.
     (tuned / "README.md").unlink()
     assert pack(tuned) == 0
-    text = (packed / "README.md").read_text()
-    assert "base_model" not in metadata_of(packed)
-    assert "| made from | not recorded |" in text and examine(packed, QUICK).faults == ()
+    assert "base_model" not in metadata_of(packed) and examine(packed, QUICK).faults == ()
+    assert "| made from | not recorded |" in (packed / "README.md").read_text()
 
 
-def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
+def test_a_model_of_ours_without_its_run(trained_runs, tmp_path):
     model = Path(shutil.copytree(trained_runs / "student/model", tmp_path / "moved"))
     assert pack(model) == 0
     packed = model.parent / "packed"
@@ -94,8 +92,6 @@ def test_a_model_of_ours_without_its_run(trained_runs, tmp_path, sentences):
     assert stage.kind == "unknown" and stage.arguments["learning_rate"] == 1e-3
     assert json.loads((packed / "training_arguments.json").read_text()) == stage.arguments
     assert load_release(packed).dimensions == (16, 8)
-    own, found = (SentenceTransformer(str(each), device="cpu").encode(sentences) for each in (model, packed))
-    np.testing.assert_allclose(found, own, atol=1e-6)
 
 
 def without_norm(folder):
@@ -109,10 +105,7 @@ def without_norm(folder):
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: rewrite_json(folder / "tokenizer.json", post_processor=None), "puts no token after a text"),
         (without_norm, "does not normalise its embeddings"),
-        (
-            lambda folder: rewrite_json(folder / SENTENCES, default_prompt_name="query"),
-            "puts a prompt before documents",
-        ),
+        (lambda each: rewrite_json(each / SENTENCES, default_prompt_name="query"), "puts a prompt before documents"),
     ],
 )
 def test_what_is_not_whole_or_of_another_kind_is_refused(tuned, capsys, spoil, part):
@@ -185,7 +178,7 @@ def test_shards_are_small_and_load_as_one_model(saved, tmp_path, tiny_model, ran
     assert again.parameters == tiny_model.num_parameters() and set(again.files.values()) == set(files)
 
 
-def test_no_more_than_a_shard_is_held(saved, tmp_path, tiny_model, monkeypatch, refuses):
+def test_no_more_than_a_shard_is_held_and_all_is_finite(saved, tmp_path, tiny_model, monkeypatch, refuses):
     alive, most, total = [], 0, 0
 
     def save(tensors, path, metadata):
@@ -198,7 +191,6 @@ def test_no_more_than_a_shard_is_held(saved, tmp_path, tiny_model, monkeypatch, 
     monkeypatch.setattr("training.publishing.model_files.save_file", save)
     copy_weights(read_weights(saved, tiny_model.config), tmp_path / "target", "bfloat16", "10KB")
     assert total == len(list(tiny_model.parameters())) > most
-
     # What is not finite in the dtype is refused.
     tensors = load_file(saved / "model.safetensors")
     tensors["norm.weight"][3] = torch.finfo(torch.float32).max

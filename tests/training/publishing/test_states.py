@@ -19,27 +19,19 @@ from training.common.run_folder import public_name
 from training.config.arguments import StageArguments
 from training.evaluation.records import load_evaluation
 from training.models.model_ref import model_revision
+from training.publishing import states
 from training.publishing.pack import PackOptions, pack
-from training.publishing.states import (
-    PUBLIC_KEYS,
-    WITHHELD_KEYS,
-    ModelState,
-    check_nothing_private,
-    clean_arguments,
-    clean_config,
-    private_texts,
-)
 from training.run_stage import main as run_stage
 
 NAME = "f2llm-v2-tiny"
 
 
 def test_every_key_of_a_stage_is_public_or_withheld():
-    assert PUBLIC_KEYS & WITHHELD_KEYS == set()
+    assert states.PUBLIC_KEYS & states.WITHHELD_KEYS == set()
     # A new key: decide whether it changes what is learnt, and names no path.
-    assert PUBLIC_KEYS | WITHHELD_KEYS == {each.name for each in fields(StageArguments)}
-    assert not [key for key in PUBLIC_KEYS if key.endswith(("_dir", "_token", "_id", "_path"))]
-    assert WITHHELD_KEYS >= {"output_dir", "manifest", "run_name", "report_to", "hub_token", "deepspeed", "fsdp_config"}
+    assert states.PUBLIC_KEYS | states.WITHHELD_KEYS == {each.name for each in fields(StageArguments)}
+    assert not [key for key in states.PUBLIC_KEYS if key.endswith(("_dir", "_token", "_id", "_path"))]
+    assert states.WITHHELD_KEYS >= {"output_dir", "manifest", "run_name", "report_to", "hub_token", "fsdp_config"}
 
 
 def test_arguments_and_configurations_lose_what_names_paths():
@@ -47,10 +39,10 @@ def test_arguments_and_configurations_lose_what_names_paths():
     private = {"output_dir": "/home/alice/x", "something_new": "/home/alice/y"}
     given = {"learning_rate": 1e-3, **private, "source_caps": '{"mono_*": 5}', "builder_options": options}
     cleaned = {"builder_options": {"most": 5, "share": 0.1, "none": None}}
-    assert clean_arguments(given) == {"learning_rate": 1e-3, "source_caps": {"mono_*": 5}, **cleaned}
-    assert clean_arguments({"builder_options": json.dumps(options)}) == cleaned
+    assert states.clean_arguments(given) == {"learning_rate": 1e-3, "source_caps": {"mono_*": 5}, **cleaned}
+    assert states.clean_arguments({"builder_options": json.dumps(options)}) == cleaned
     config = {"hidden_size": 8, "_name_or_path": "/home/alice/x", "name_or_path": "y", "tokenizer_file": "z"}
-    assert clean_config(config) == {"hidden_size": 8}
+    assert states.clean_config(config) == {"hidden_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +69,7 @@ def test_what_is_private_follows_from_recipe_home_and_environment(tmp_path, monk
     keys = {"output_dir": "runs/alice/x", "executor": '{"name": "slurm", "logging_dir": "/scratch/logs"}'}
     keys |= {"builder_options": {"locale_dirs": ["/usr/share/catalogs"]}, "learning_rate": 1e-3}
     keys |= {"model": "Qwen/Qwen3-0.6B", "tokenizer": "train"}
-    texts = private_texts([ModelState(tmp_path / "x", tmp_path / "x/model", keys)])
+    texts = states.private_texts([states.ModelState(tmp_path / "x", tmp_path / "x/model", keys)])
     assert texts.keys() >= {"/home/alice-home", "key-of-alice", "hf_ofalice", "runs/alice/x", "/scratch/logs"}
     assert texts.keys() >= {"/usr/share/catalogs", str(tmp_path / "x")}
     assert not texts.keys() & {"Qwen/Qwen3-0.6B", "false", "train", "slurm"}
@@ -92,17 +84,17 @@ def test_a_private_text_in_any_file_is_found_and_not_repeated(name, tmp_path):
         text = np.frombuffer(b"see /secret/place for it")
         np.savez_compressed(path, **({"/secret/place|0": [1.0]} if path.stem == "keys" else {"a": text}))
     with pytest.raises(UserError, match="the place") as caught:
-        check_nothing_private(tmp_path, {"/secret/place": "the place"})
+        states.check_nothing_private(tmp_path, {"/secret/place": "the place"})
     assert "/secret/place" not in str(caught.value) and path.name in str(caught.value)
-    check_nothing_private(tmp_path, {"/another/place": "the place"})
+    states.check_nothing_private(tmp_path, {"/another/place": "the place"})
 
 
 def test_a_private_text_is_found_as_json_writes_it_but_not_in_a_vocabulary(tmp_path, refuses):
     (tmp_path / "tokenizer.json").write_text('{"/workspace": 7}')
-    check_nothing_private(tmp_path, {"/workspace": "the working folder"})
+    states.check_nothing_private(tmp_path, {"/workspace": "the working folder"})
     (tmp_path / "release.json").write_text(json.dumps({"a": "/home/josé/läufe"}))
     with refuses("release.json", "the place"):
-        check_nothing_private(tmp_path, {"/home/josé/läufe": "the place"})
+        states.check_nothing_private(tmp_path, {"/home/josé/läufe": "the place"})
 
 
 @pytest.fixture
