@@ -68,11 +68,13 @@ def evaluate(name=NAME, rename=str):
     for number, precision in enumerate(PRECISIONS):
         views += [(name, width, precision, (32 - width) // 8 + number) for width in WIDTHS]
     for model, width, precision, lost in views:
+        examples = {}
         for language, found in FOUND.items():
             hits = np.arange(10) < max(found - lost, 0)
             task = (rename("Names"), "Retrieval", language, (language,))
             score = Score(model, *task, width, precision, rename("accuracy_at_1"), float(hits.mean()), 10)
-            evaluation.put([score], {score.key: hits.astype(np.float32)})
+            examples[score] = hits.astype(np.float32)
+        evaluation.put([*examples], {score.key: values for score, values in examples.items()})
     return evaluation
 
 

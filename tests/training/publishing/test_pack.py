@@ -254,7 +254,7 @@ def test_other_sources_are_asked_about(runs, capsys, kind, given, no_figures):
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1 and "--licence is missing" in told and "--licence-file" in told
     assert f"source tiny_{kind} ({given or 'no licence in the manifest'})" in told
-    assert not (runs / "packed").exists()
+    assert not (runs / "packed" / NAME).exists()
     assert CLDR.lower() in PERMISSIVE and GETTEXT.lower() not in PERMISSIVE
     relicense(runs, retrieval=CLDR, clustering="MIT", classification="CC0-1.0")
     assert _pack(runs / "student") == 0
