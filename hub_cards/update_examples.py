@@ -19,7 +19,7 @@ from training.common.errors import UserError
 from training.common.outputs import check_output, new_folder, write_whole
 from training.publishing.card import CARD, model_card
 from training.publishing.evaluation import FIGURES
-from training.publishing.hub.checkpoint_card import CheckpointFacts, checkpoint_card
+from training.publishing.hub.checkpoints import CheckpointFacts, checkpoint_card
 from training.publishing.record import ModelRelease, load_release
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"

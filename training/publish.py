@@ -33,7 +33,7 @@ _COMMANDS = {
     ),
     "push-family": (
         "upload several models, with a collection and links between them",
-        f"{_HUB}.family.run_push_family",
+        f"{_HUB}.upload.run_push_family",
         "folders --org --collection --private --tag --data --replace --no-verify --dry-run",
     ),
 }

@@ -6,11 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -22,7 +20,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1
 
 
-def measure_apart(function: str, settings: Settings, task: dict[str, Any], watch: bool = False) -> dict[str, Any]:
+def measure_apart(function, settings, task, watch=False):
     """Measure a point in a new process, by ``MODULE.FUNCTION(settings, task)`` of this folder.
 
     With ``watch``, ``peak_mib`` is the peak of the process and its children, libraries included.
@@ -45,7 +43,7 @@ def measure_apart(function: str, settings: Settings, task: dict[str, Any], watch
     return {**task, **point, **({"peak_mib": peak / 2**20} if watch else {})}
 
 
-def _resident(process: psutil.Process) -> int:
+def _resident(process):
     """Return the bytes of a tree of processes; pages that several share, such as those of libraries, count once."""
     total = 0
     try:
@@ -57,7 +55,7 @@ def _resident(process: psutil.Process) -> int:
     return total
 
 
-def time_and_memory(work: Callable[[], Any], repeats: int, where: torch.device) -> dict[str, Any]:
+def time_and_memory(work, repeats, where):
     """Return the seconds after one warm-up call, and the memory before and at the peak."""
     cuda = where.type == "cuda"
     before = torch.cuda.memory_allocated() / 2**20 if cuda else process_memory("VmRSS")

@@ -1,7 +1,4 @@
-"""What the suites share: settings, hardware and memory, models with the same weights, and texts of given lengths.
-
-Every draw has a fixed seed.
-"""
+"""What the suites share: settings, hardware and memory, models of the same weights, texts of given lengths (seeded)."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import platform
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -19,7 +15,7 @@ from accelerate import init_empty_weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
@@ -35,16 +31,13 @@ _TINY = {
 }
 NEGATIVES, LONGEST = 7, 1024
 
-Batch = dict[str, Any]
-_Value = TypeVar("_Value")
 
-
-def device() -> torch.device:
+def device():
     """Return the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(precision: str) -> torch.autocast:
+def autocast(precision):
     """Return the context in which fp32 weights compute in a precision."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -63,26 +56,23 @@ class Settings:
     openvino_python: str | None = None
     distributions: tuple[str, ...] = ()  # all if empty
 
-    def pick(self, *, quick: _Value, cpu: _Value, cuda: _Value) -> _Value:
+    def pick(self, *, quick, cpu, cuda):
         """Return the value that fits the run and the device."""
         return quick if self.quick else cuda if device().type == "cuda" else cpu
 
     @property
-    def family_name(self) -> str:
+    def family_name(self):
         """The published shape that is measured."""
         return self.size or self.pick(quick="f2llm-v2-80m", cpu="f2llm-v2-80m", cuda="f2llm-v2-0.6b")
 
     @property
-    def step_shape(self) -> dict[str, int]:
+    def step_shape(self):
         """Changes to the shape of the model that is trained: a stock step of all layers is too much for a CPU."""
         layers = self.step_layers or self.pick(quick=None, cpu=2, cuda=None)
         return {} if layers is None else {"num_hidden_layers": layers}
 
 
-# Hardware
-
-
-def describe_hardware() -> dict[str, Any]:
+def describe_hardware():
     """Return processor, GPU, memory and threads."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
@@ -97,41 +87,31 @@ def describe_hardware() -> dict[str, Any]:
     }
 
 
-def available_memory() -> int:
+def available_memory():
     """Return the free bytes of the device."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
-def process_memory(field: str) -> float:
+def process_memory(field):
     """Return the MiB that this process holds (``VmRSS``) or held at most (``VmHWM``)."""
     # Not the peak of getrusage: it is no less than that of the parent.
     return int(_field("/proc/self/status", field).split()[0]) / 1024
 
 
-def _field(path: str, name: str) -> str:
+def _field(path, name):
     """Return the value of the first ``name: value`` line of a file in /proc, or nothing."""
     lines = Path(path).read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
-# Models
-
-
-def configuration(settings: Settings, name: str | None = None, **overrides: int) -> F2LLMConfig:
+def configuration(settings, name=None, **overrides):
     """Return a published shape, by default the one that the settings choose, with a small vocabulary."""
     special = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     tiny = _TINY if settings.quick else {}
     return F2LLMConfig.from_family(name or settings.family_name, **{**special, **tiny, **overrides})
 
 
-def build_models(
-    settings: Settings,
-    dtype: torch.dtype = torch.float32,
-    *,
-    name: str | None = None,
-    compile: bool = False,
-    **overrides: int,
-) -> dict[str, nn.Module]:
+def build_models(settings, dtype=torch.float32, *, name=None, compile=False, **overrides):
     """``stock``, ``ours`` and, if asked for, ``ours_compiled``, all of one configuration and the same weights."""
     config = configuration(settings, name, **overrides)
     if compile:
@@ -149,7 +129,7 @@ def build_models(
     return {name: model.to(device(), dtype) for name, model in models.items()}
 
 
-def random_model(config: F2LLMConfig) -> F2LLMModel:
+def random_model(config):
     """Weights drawn in place: transformers' own initialisation of so large a model takes longer than cutting it."""
     with init_empty_weights(include_buffers=False):
         model = F2LLMModel(config).eval()
@@ -162,10 +142,7 @@ def random_model(config: F2LLMConfig) -> F2LLMModel:
     return model
 
 
-# Texts
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer():
     """One word, one token: texts have just the lengths that are asked for."""
     words = {f"w{i}": i for i in range(2, VOCAB_SIZE)}
     tokenizer = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, **words}, unk_token="<pad>"))
@@ -173,18 +150,18 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def write_texts(lengths: np.ndarray, seed: int = 0) -> list[str]:
+def write_texts(lengths, seed=0):
     """Return texts of random words that have these lengths once the tokenizer has appended EOS."""
     generator = np.random.default_rng(seed)
     return [" ".join(f"w{i}" for i in generator.integers(2, VOCAB_SIZE, length - 1)) for length in lengths]
 
 
-def _log_normal(median: float, sigma: float, size: Any, generator: np.random.Generator | None = None) -> np.ndarray:
+def _log_normal(median, sigma, size, generator=None):
     generator = generator or np.random.default_rng(1)
     return generator.lognormal(np.log(median), sigma, size).clip(4, LONGEST).astype(int)
 
 
-def row_lengths(settings: Settings, rows: int) -> np.ndarray:
+def row_lengths(settings, rows):
     """``(rows, 9)`` tokens of query, positive and negatives, as long as those of the published training.
 
     Fewer rows are the first of more rows.
@@ -194,7 +171,7 @@ def row_lengths(settings: Settings, rows: int) -> np.ndarray:
     return np.hstack([queries, _log_normal(documents, 0.6, (rows, 1 + NEGATIVES))])
 
 
-def _bimodal(count: int) -> np.ndarray:
+def _bimodal(count):
     generator = np.random.default_rng(1)
     passages = _log_normal(250, 0.4, count, generator)
     return np.where(np.arange(count) % 2, passages, _log_normal(16, 0.4, count, generator))
@@ -210,7 +187,7 @@ DISTRIBUTIONS = {
 }
 
 
-def batches(lengths: np.ndarray) -> tuple[Batch, Batch]:
+def batches(lengths):
     """``(rows, texts per row)`` lengths → the same random texts packed, shortest first, and padded to the longest."""
     flat = lengths.reshape(-1).tolist()
     generator = torch.Generator().manual_seed(0)
@@ -227,7 +204,7 @@ def batches(lengths: np.ndarray) -> tuple[Batch, Batch]:
     return packed, {"input_ids": ids.to(device()), "attention_mask": mask.to(device()), **_roles(index)}
 
 
-def _roles(index: Tensor) -> Batch:
+def _roles(index):
     index = index.to(device())
     roles = {"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:]}
     return {**roles, "source": "benchmark", "task_type": "retrieval"}

@@ -5,19 +5,16 @@ The student is the shape that trains in ``step``; the teacher has the 0.6B shape
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from modeling_f2llm import F2LLMModel
-from tests.benchmarks.common import Settings, autocast, batches, build_models, configuration, device
+from tests.benchmarks.common import autocast, batches, build_models, configuration, device
 from tests.benchmarks.step import embed, stepper, training_lengths
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.timing import Contestant
 from training.distillation.teacher_cache import TeacherCache
 
 _TEACHER = "f2llm-v2-0.6b"
@@ -25,7 +22,7 @@ _TEACHER = "f2llm-v2-0.6b"
 _OTHER_TEXTS = 20_000
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time the three steps in every precision."""
     lengths = training_lengths(settings, suite)
     batch, _ = batches(lengths)
@@ -35,7 +32,7 @@ def run(settings: Settings, suite: Suite) -> None:
     pairs = [(name, "without", f"time of {name} over the time of without") for name in ("cached", "online")]
     for precision in settings.precisions:
 
-        def online(precision: str = precision) -> Tensor:
+        def online(precision=precision):
             with torch.no_grad(), autocast(precision):
                 return embed(teacher, batch)[:, : student.hidden_size].float()
 
@@ -51,7 +48,7 @@ def run(settings: Settings, suite: Suite) -> None:
             suite.compare("a step of distillation", contestants, settings.repeats, pairs, **known)
 
 
-def _teacher(settings: Settings) -> F2LLMModel:
+def _teacher(settings):
     whole = configuration(settings, _TEACHER).num_hidden_layers
     share = settings.step_shape.get("num_hidden_layers")
     layers = {} if share is None else {"num_hidden_layers": max(whole * share // 8, 1)}
@@ -62,7 +59,7 @@ def _teacher(settings: Settings) -> F2LLMModel:
     return teacher
 
 
-def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], Tensor]:
+def _read(folder, embeddings, teacher_width):
     """Read the batch's texts from a cache that holds others, too."""
     texts, width = embeddings.shape
     source = SimpleNamespace(name="benchmark", description={"fingerprint": "", "texts": texts + _OTHER_TEXTS})
@@ -74,7 +71,7 @@ def _read(folder: Path, embeddings: Tensor, teacher_width: int) -> Callable[[], 
     return lambda: torch.from_numpy(cache.read("benchmark", places, width)).to(device()).float()
 
 
-def _check(losses: dict[str, dict[str, float]]) -> None:
+def _check(losses):
     """The contrastive terms are the same in all three steps, the distillation term from the cache and online."""
     for name, expected in [*losses["without"].items(), ("distillation", losses["online"]["distillation"])]:
         found = [terms[name] for terms in losses.values() if name in terms]

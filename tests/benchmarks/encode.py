@@ -12,12 +12,12 @@ from functools import partial
 import numpy as np
 
 from modeling_f2llm import build_sentence_transformer
-from tests.benchmarks.common import DISTRIBUTIONS, PRECISIONS, Settings, build_models, word_tokenizer, write_texts
+from tests.benchmarks.common import DISTRIBUTIONS, PRECISIONS, build_models, word_tokenizer, write_texts
 from tests.benchmarks.openvino_backend import OpenVINO
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.timing import Contestant
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time encoding by every model in every precision."""
     count = settings.pick(quick=8, cpu=96, cuda=4096)
     batch = settings.pick(quick=4, cpu=32, cuda=128)
@@ -62,7 +62,7 @@ def run(settings: Settings, suite: Suite) -> None:
             suite.compare(f"encode, {name}", contestants, settings.repeats, pairs, check=check, facts=facts)
 
 
-def _check(embeddings: dict[str, np.ndarray]) -> None:
+def _check(embeddings):
     """All embeddings have unit length: their dot product with the first contestant's is their cosine."""
     reference_name, reference = next(iter(embeddings.items()))
     for name, found in embeddings.items():

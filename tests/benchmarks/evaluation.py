@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +14,8 @@ import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims
-from tests.benchmarks.common import DISTRIBUTIONS, Settings, build_models, word_tokenizer, write_texts
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.common import DISTRIBUTIONS, build_models, word_tokenizer, write_texts
+from tests.benchmarks.timing import Contestant
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.local_tasks import pair_tasks
 from training.evaluation.models import EvaluatedModel, Prompts
@@ -27,7 +26,7 @@ _LANGUAGES = ("deu", "fra", "rus", "jpn", "hin", "arb", "tha", "kor")
 _PRECISIONS = ("float32", "int8", "binary")
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time all views beside the one of full width in float32."""
     pairs = settings.pick(quick=16, cpu=400, cuda=4000)
     model = build_models(settings)["ours"].eval()
@@ -44,7 +43,7 @@ def run(settings: Settings, suite: Suite) -> None:
         pq.write_table(pa.table(table), Path(folder) / "pairs.parquet")
         tasks = pair_tasks(Path(folder) / "pairs.parquet", "Pairs")
 
-        def evaluate(**views: Any) -> Evaluation:
+        def evaluate(**views):
             """Evaluate from nothing: texts are encoded, and nothing is found in a cache."""
             evaluation = Evaluation()
             meta = ModelMeta.create_empty({"name": "benchmark/model", "revision": "none"})
@@ -64,7 +63,7 @@ def run(settings: Settings, suite: Suite) -> None:
         suite.compare("evaluation of all views", contestants, settings.repeats, ratio, **known)
 
 
-def _check(evaluations: dict[str, Any]) -> None:
+def _check(evaluations):
     """The view that both have scores the same."""
     found = {score.key: score.value for score in evaluations["all"].scores}
     for score in evaluations["one"].scores:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from accelerate import Accelerator
 
 from modeling_f2llm import matryoshka_dims
 from tests.benchmarks.apart import measure_apart, time_and_memory
-from tests.benchmarks.common import Settings, autocast, available_memory, batches, build_models, device, row_lengths
+from tests.benchmarks.common import autocast, available_memory, batches, build_models, device, row_lengths
 from tests.benchmarks.step import forward_backward
-from tests.benchmarks.timing import Suite
 from training.models.encoding import lay_out
 from training.trainer.step import CachedStep, Objective
 
@@ -21,7 +19,7 @@ from training.trainer.step import CachedStep, Objective
 _MEMORY_SHARE = 0.6
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Measure each axis upwards, until a point fails or would not fit into memory."""
     budget = settings.pick(quick=1024, cpu=4096, cuda=65536)
     tokens = settings.pick(quick=256, cpu=8192, cuda=131072)
@@ -44,7 +42,7 @@ def run(settings: Settings, suite: Suite) -> None:
             expected = (point["peak_mib"] - point["before_mib"]) * growth * 2**20
 
 
-def batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+def batch(settings, task):
     """Take a step on ``value`` rows as the trainer does: in chunks of ``budget`` tokens, with a gradient cache."""
     packed, _ = batches(row_lengths(settings, task["value"]))
     lengths, model = np.array(packed["sequence_lengths"]), build_models(settings)["ours"].train()
@@ -53,7 +51,7 @@ def batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    def step() -> None:
+    def step():
         CachedStep(accelerator, model, partial(autocast, task["precision"])).run(
             laid_out, lambda embeddings: torch.stack(list(objective.terms(embeddings, laid_out).values())).sum()
         )
@@ -63,7 +61,7 @@ def batch(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     return {**time_and_memory(step, settings.repeats, device()), "tokens": packed["input_ids"].numel()}
 
 
-def length(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+def length(settings, task):
     """Go forward and backward over texts of ``value`` tokens each, as many as make up ``total``."""
     packed, _ = batches(np.full((1, max(2, task["total"] // task["value"])), task["value"]))
     model = build_models(settings)["ours"].train()

@@ -7,20 +7,18 @@ backward, on a few rows, and multiplied by the layers of the model and by the to
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from modeling_f2llm import FAMILY, matryoshka_dims
-from tests.benchmarks.common import NEGATIVES, Settings, batches, build_models, device, row_lengths
+from tests.benchmarks.common import NEGATIVES, batches, build_models, device, row_lengths
 from tests.benchmarks.step import forward_backward
-from tests.benchmarks.timing import Contestant, Suite, measure, spread
+from tests.benchmarks.timing import Contestant, measure, spread
 from training.trainer.step import Objective
 
 _FAMILY_NAME = "f2llm-v2-0.6b"
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time losses and one layer in every precision."""
     full_width, _, layers, *_ = FAMILY[_FAMILY_NAME]
     rows = settings.pick(quick=16, cpu=512, cuda=512)
@@ -44,7 +42,7 @@ def run(settings: Settings, suite: Suite) -> None:
         suite.add(measurement)
 
 
-def _losses(rows: int, width: int) -> Callable[[], None]:
+def _losses(rows, width):
     """The objective and its gradient; in fp32 under autocast too, so there is one of it."""
     generator = torch.Generator(device()).manual_seed(0)
     texts = 2 + NEGATIVES
@@ -53,7 +51,7 @@ def _losses(rows: int, width: int) -> Callable[[], None]:
     batch = {"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:], "task_type": "retrieval"}
     objective = Objective(dims=matryoshka_dims(width))
 
-    def losses() -> None:
+    def losses():
         torch.stack(list(objective.terms(embeddings, batch).values())).sum().backward()
         embeddings.grad = None
 

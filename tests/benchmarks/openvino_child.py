@@ -18,13 +18,13 @@ _PACKAGES = ("openvino", "optimum-intel", "sentence-transformers", "transformers
 
 
 @cache
-def load(folder: Path, precision: str) -> SentenceTransformer:
+def load(folder, precision):
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
     options = {"export": True, "ov_config": {"INFERENCE_PRECISION_HINT": hint}}
     return SentenceTransformer(str(folder / "model"), backend="openvino", device="cpu", model_kwargs=options)
 
 
-def answer(folder: Path, question: dict) -> dict:
+def answer(folder, question):
     """Versions to an empty question, else the seconds of encoding ``texts.json``; embeddings go into a file."""
     if not question:
         return {"versions": ", ".join(f"{package} {version(package)}" for package in _PACKAGES)}

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from tests.benchmarks.apart import measure_apart
-from tests.benchmarks.common import NEGATIVES, Settings, process_memory
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure, spread
+from tests.benchmarks.common import NEGATIVES, process_memory
+from tests.benchmarks.timing import Contestant, add_ratio, measure, spread
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
@@ -25,7 +21,7 @@ from training.models.loading import load_tokenizer, train_tokenizer
 _GLOBAL_BATCH = 512
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time both ways to tokenise, then prepare larger and larger sources."""
     sizes = settings.pick(quick=[200], cpu=[200_000, 1_000_000, 2_000_000], cuda=[200_000, 1_000_000, 2_000_000])
     corpus = MadeUpCorpus(settings.pick(quick=200, cpu=40_000, cuda=40_000))
@@ -43,10 +39,10 @@ def run(settings: Settings, suite: Suite) -> None:
             file.unlink()
 
 
-def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list[str], file: Path) -> dict[str, Any]:
+def _rate(settings, tokenizer, passages, file):
     """Measure tokens of the same texts, string by string, in calls of many, and by preparation from parquet to disk."""
 
-    def prepare_again() -> tuple[int, int]:
+    def prepare_again():
         """Return the tokens of distinct texts, and those of all texts of the rows, which a loop would tokenise."""
         shutil.rmtree(file.with_suffix(""), ignore_errors=True)
         source = Source("rate", [file], "retrieval", "Retrieve.")
@@ -68,7 +64,7 @@ def _rate(settings: Settings, tokenizer: PreTrainedTokenizerBase, passages: list
     return measurement
 
 
-def prepare_rows(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+def prepare_rows(settings, task):
     """Prepare a file from scratch."""
     folder, rows = Path(task["folder"]), str(task["value"])
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
@@ -79,7 +75,7 @@ def prepare_rows(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "before_mib": 0.0, "tokens": prepared.description["tokens"]}
 
 
-def open_rows(settings: Settings, task: dict[str, Any]) -> dict[str, float]:
+def open_rows(settings, task):
     """Open a prepared source, then collate its first batch.
 
     The memory is that of opening: the batch maps pages of the files, which stay the system's.
@@ -106,7 +102,7 @@ def open_rows(settings: Settings, task: dict[str, Any]) -> dict[str, float]:
 class MadeUpCorpus:
     """A large made-up source, never held in memory. Its negatives are passages of other rows, as mined ones are."""
 
-    def __init__(self, rows: int, seed: int = 0) -> None:
+    def __init__(self, rows, seed=0):
         self.rows = rows
         self._generator = generator = np.random.default_rng(seed)
         frequencies = 1 / np.arange(1, 27)
@@ -119,21 +115,21 @@ class MadeUpCorpus:
         self._lengths = generator.lognormal(np.log(200), 0.6, rows).clip(20, 4000).astype(int)
         self._starts = generator.integers(0, len(self._text) - 4000, (2, rows))
 
-    def passage(self, row: int) -> str:
+    def passage(self, row):
         """The passage of a row, unlike every other by its number."""
         start = int(self._starts[0, row])
         return f"{row} {self._text[start : start + int(self._lengths[row])]}"
 
-    def _query(self, row: int) -> str:
+    def _query(self, row):
         start = int(self._starts[1, row])
         return f"{self._text[start : start + int(self._query_lengths[row])]} {row}"
 
-    def write(self, path: Path) -> Path:
+    def write(self, path):
         """Write the rows to a parquet file."""
         write_parquet(path, self._tables())
         return path
 
-    def _tables(self) -> Iterator[pa.Table]:
+    def _tables(self):
         for start in range(0, self.rows, ROW_GROUP_ROWS):
             rows = np.arange(start, min(start + ROW_GROUP_ROWS, self.rows))
             others = (rows + self._generator.integers(1, self.rows, (NEGATIVES, len(rows)))) % self.rows

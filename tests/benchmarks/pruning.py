@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm import F2LLMConfig
 from tests.benchmarks.apart import measure_apart, time_and_memory
-from tests.benchmarks.common import DISTRIBUTIONS, VOCAB_SIZE, Settings, autocast, configuration, device, random_model
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.common import DISTRIBUTIONS, VOCAB_SIZE, autocast, configuration, device, random_model
+from tests.benchmarks.timing import Contestant
 from training.models.model_folder import count_parameters
-from training.pruning.importance import Importance, calibrate, weight_importance
+from training.pruning.importance import calibrate, weight_importance
 from training.pruning.plan import pruned_config
 from training.pruning.pruning import prune
 
@@ -21,7 +18,7 @@ _TARGETS = ("f2llm-v2-80m", "f2llm-v2-160m", "f2llm-v2-330m")
 _TINY_TARGET = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time calibration beside a plain forward pass, then measure each point."""
     texts = settings.pick(quick=[2], cpu=[4, 16], cuda=[64, 1024])
     _calibration(settings, suite, texts[0])
@@ -34,24 +31,24 @@ def run(settings: Settings, suite: Suite) -> None:
             suite.skip(f"{task['axis']} {task['value']}", str(error))
 
 
-def _texts(count: int) -> tuple[Tensor, list[int]]:
+def _texts(count):
     """Return a packed batch of random texts, and their lengths."""
     lengths = DISTRIBUTIONS["log_normal"](count).tolist()
     generator = torch.Generator().manual_seed(0)
     return torch.randint(2, VOCAB_SIZE, (1, sum(lengths)), generator=generator), lengths
 
 
-def _calibration(settings: Settings, suite: Suite, texts: int) -> None:
+def _calibration(settings, suite, texts):
     model = random_model(configuration(settings, _SOURCE)).to(device())
     input_ids, lengths = _texts(texts)
     facts = {"texts": texts, "tokens": sum(lengths)}
     for precision in settings.precisions:
 
-        def forward(precision: str = precision) -> None:
+        def forward(precision=precision):
             with torch.no_grad(), autocast(precision):
                 model(input_ids=input_ids.to(device()), sequence_lengths=lengths)
 
-        def calibrating(precision: str = precision) -> Importance:
+        def calibrating(precision=precision):
             return calibrate(model, [(input_ids, lengths)], autocast=precision == "bf16")
 
         contestants = {"forward": Contestant(forward), "calibration": Contestant(calibrating)}
@@ -59,19 +56,19 @@ def _calibration(settings: Settings, suite: Suite, texts: int) -> None:
         suite.compare("calibration", contestants, settings.repeats, [("forward", "calibration")], **known)
 
 
-def _model(settings: Settings) -> F2LLMModel:
+def _model(settings):
     # The published vocabulary: most of the smallest model that is cut out.
     return random_model(configuration(settings) if settings.quick else F2LLMConfig.from_family(_SOURCE))
 
 
-def calibration(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+def calibration(settings, task):
     """Calibrate on ``value`` texts."""
     batch, model = _texts(task["value"]), _model(settings).to(device())
     figures = time_and_memory(lambda: calibrate(model, [batch]), settings.repeats, device())
     return {"tokens": sum(batch[1]), **figures}
 
 
-def cutting(settings: Settings, task: dict[str, Any]) -> dict[str, Any]:
+def cutting(settings, task):
     """Cut the shape ``value`` out of the larger model."""
     model = _model(settings).cpu()
     target = pruned_config(model.config, _TINY_TARGET if settings.quick else {"family": task["value"]})

@@ -7,19 +7,16 @@ counted as two per weight and token, and four per pair of tokens, head and dimen
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from modeling_f2llm import F2LLMConfig
-from tests.benchmarks.common import PRECISIONS, Settings, batches, build_models, configuration, device
+from tests.benchmarks.common import PRECISIONS, batches, build_models, configuration, device
 from tests.benchmarks.step import embed, stepper, training_lengths
-from tests.benchmarks.timing import Contestant, Suite, add_ratio, measure
+from tests.benchmarks.timing import Contestant, add_ratio, measure
 
 
-def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
+def linear_shapes(config):
     """(input width, output width) of the linear layers of one transformer layer."""
     width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -27,7 +24,7 @@ def linear_shapes(config: F2LLMConfig) -> list[tuple[int, int]]:
     return [*attention, (width, inner), (width, inner), (inner, width)]
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time products, forward pass and step in every precision."""
     packed, _ = batches(training_lengths(settings, suite))
     config, lengths = configuration(settings), packed["sequence_lengths"]
@@ -61,18 +58,18 @@ def run(settings: Settings, suite: Suite) -> None:
         suite.add(measurement)
 
 
-def _products(config: F2LLMConfig, tokens: int, dtype: torch.dtype, backward: bool) -> Callable[[], None]:
+def _products(config, tokens, dtype, backward):
     """All products of all layers, on tensors that are there already."""
     shapes = linear_shapes(config)
     generator = torch.Generator(device()).manual_seed(0)
 
-    def draw(*shape: int) -> Tensor:
+    def draw(*shape):
         return torch.randn(shape, generator=generator, device=device()).to(dtype)
 
     states = {width: draw(tokens, width) for width in {width for shape in shapes for width in shape}}
     weights = [draw(outputs, inputs) for inputs, outputs in shapes]
 
-    def products() -> None:
+    def products():
         for _ in range(config.num_hidden_layers):
             for weight in weights:
                 outputs, inputs = weight.shape

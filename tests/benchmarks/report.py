@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 _RATIOS = ("case", "precision", "contestant", "against", "figure", "value")
 _SECONDS = ("case", "precision", "contestant", "seconds", "warm-up, extra seconds")
 _GROWTH = ("axis", "value", "tokens", "seconds", "peak memory, MiB")
@@ -15,7 +12,7 @@ _OPENING = {
 }
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results):
     """Return hardware, versions, and a section for each suite, in the order in which they ran."""
     hardware, model = results["hardware"], results["model"]
     gpu = f"{hardware['gpu']}, {hardware['gpu_memory_gib']} GiB; " if hardware["gpu"] else ""
@@ -41,7 +38,7 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _tables(suite: dict[str, Any]) -> Iterator[str]:
+def _tables(suite):
     ratios, seconds, growth = [], [], []
     for measurement in suite["measurements"]:
         case = [measurement["case"], measurement["precision"] or "as named"]
@@ -57,16 +54,16 @@ def _tables(suite: dict[str, Any]) -> Iterator[str]:
     yield _table([*_GROWTH, *_OPENING.values()], growth)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_value, line))} |" for line in lines) if rows else ""
 
 
-def _range(values: dict[str, float]) -> str:
+def _range(values):
     return f"{_value(values['median'])} ({_value(values['min'])} – {_value(values['max'])})"
 
 
-def _value(value: Any) -> str:
+def _value(value):
     """Return a text as it is, a mapping as a list, and a number with three significant digits, without an exponent."""
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {_value(each)}" for name, each in value.items())

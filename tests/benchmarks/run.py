@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import import_module
@@ -40,7 +39,7 @@ SUITES = (
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "numpy")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser():
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="suites to run")
@@ -58,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments=None):
     """Run the suites that the command line names; 1 if one of them failed."""
     chosen = vars(make_parser().parse_args(arguments))
     suites, output = chosen.pop("only"), chosen.pop("output")
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "suites": {},
     }
 
-    def write() -> None:
+    def write():
         """Write both files after each result, so that a run that is cut short leaves what it has."""
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (output / "results.md").write_text(markdown(results))

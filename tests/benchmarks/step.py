@@ -6,21 +6,18 @@ them as the released training code gives them: in one batch, padded to one lengt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from modeling_f2llm import matryoshka_dims
-from tests.benchmarks.common import Batch, Settings, autocast, batches, build_models, row_lengths
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.common import autocast, batches, build_models, row_lengths
+from tests.benchmarks.timing import Contestant
 from training.models.encoding import embed_chunk
 from training.trainer.step import Objective
 
 
-def training_lengths(settings: Settings, suite: Suite) -> np.ndarray:
+def training_lengths(settings, suite):
     """``(rows, 9)`` tokens of the texts of the training batch."""
     # A stock step in fp32 on 16 rows keeps about 15 GiB for its backward pass.
     rows = settings.rows or settings.pick(quick=2, cpu=8, cuda=16)
@@ -28,22 +25,22 @@ def training_lengths(settings: Settings, suite: Suite) -> np.ndarray:
     return row_lengths(settings, rows)
 
 
-def embed(model: nn.Module, batch: Batch) -> Tensor:
+def embed(model, batch):
     """Return the embeddings of a packed batch."""
     return embed_chunk(model, batch["input_ids"], batch["sequence_lengths"])
 
 
-def embed_padded(model: nn.Module, batch: Batch) -> Tensor:
+def embed_padded(model, batch):
     """Return the embeddings of a padded batch: the last real token of each row."""
     hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     last = batch["attention_mask"].sum(1) - 1
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def forward_backward(model: nn.Module, batch: Batch, precision: str) -> Callable[[], None]:
+def forward_backward(model, batch, precision):
     """Return a function that goes forward and backward over a packed batch; fp32 weights, bf16 by autocast."""
 
-    def run() -> None:
+    def run():
         with autocast(precision):
             embeddings = embed(model, batch)
         embeddings.square().mean().backward()
@@ -52,13 +49,7 @@ def forward_backward(model: nn.Module, batch: Batch, precision: str) -> Callable
     return run
 
 
-def stepper(
-    model: nn.Module,
-    batch: Batch,
-    precision: str,
-    embedder: Callable[..., Tensor] = embed,
-    targets: Callable[[], Tensor | None] = lambda: None,
-) -> Callable[[], dict[str, float]]:
+def stepper(model, batch, precision, embedder=embed, targets=lambda: None):
     """Return a function that takes one step and returns the terms of its loss; fp32 weights, bf16 by autocast.
 
     ``targets`` returns a teacher's embeddings, or None without distillation.
@@ -67,7 +58,7 @@ def stepper(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    def step() -> dict[str, float]:
+    def step():
         with autocast(precision):
             terms = objective.terms(embedder(model, batch), batch, targets())
         sum(terms.values()).backward()
@@ -78,7 +69,7 @@ def stepper(
     return step
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time the step of every model in every precision."""
     lengths = training_lengths(settings, suite)
     packed, padded = batches(lengths)
@@ -98,7 +89,7 @@ def run(settings: Settings, suite: Suite) -> None:
         suite.compare("training step", contestants, settings.repeats, pairs, **known)
 
 
-def _check(terms: dict[str, dict[str, float]], tolerance: float) -> None:
+def _check(terms, tolerance):
     losses = {name: sum(each.values()) for name, each in terms.items()}
     worst = max(abs(loss - losses["stock"]) for loss in losses.values())
     assert worst <= tolerance * abs(losses["stock"]), f"the first losses differ: {losses}"

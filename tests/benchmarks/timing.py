@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,17 +21,17 @@ class Contestant:
     optional: bool = False  # whether the others go on without it if its first call fails
 
     @classmethod
-    def compiled(cls, run: Callable[[], Any], compiled: bool) -> Contestant:
+    def compiled(cls, run, compiled):
         """A model: a compiled one takes two calls to warm up, and not every machine can compile."""
         return cls(run, warm_ups=2 if compiled else 1, optional=compiled)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values):
     """Return median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
+def time_call(run):
     """Return the seconds of a call, including the device's work, and its result."""
     _synchronise()
     start = time.perf_counter()
@@ -40,20 +40,12 @@ def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def _synchronise() -> None:
+def _synchronise():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def measure(
-    case: str,
-    contestants: Mapping[str, Contestant],
-    repeats: int,
-    *,
-    precision: str | None = None,
-    check: Callable[[dict[str, Any]], None] = lambda results: None,
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def measure(case, contestants, repeats, *, precision=None, check=lambda results: None, facts=None):
     """Warm all contestants up, ``check`` that their first results agree, then time them in turn, ``repeats`` times.
 
     Returns:
@@ -86,9 +78,7 @@ def measure(
     return {**known, "contestants": timed, "ratios": [], "left_out": left_out}
 
 
-def add_ratio(
-    measurement: dict[str, Any], baseline: str, contestant: str, label: str = "times as fast", scale: float = 1.0
-) -> None:
+def add_ratio(measurement, baseline, contestant, label="times as fast", scale=1.0):
     """Add the spread of ``scale * baseline seconds / contestant seconds`` by repeat, if both took part."""
     present = measurement["contestants"]
     if baseline in present and contestant in present:
@@ -107,36 +97,29 @@ class Suite:
     skipped: list[dict[str, str]] = field(default_factory=list)  # what was left out and why
     on_result: Callable[[], None] = lambda: None
 
-    def skip(self, what: str, why: str) -> None:
+    def skip(self, what, why):
         """Record that something could not be measured."""
         self.skipped.append({"what": what, "why": why})
 
-    def compare(
-        self,
-        case: str,
-        contestants: Mapping[str, Contestant],
-        repeats: int,
-        pairs: Iterable[tuple[str, ...]],
-        **how: Any,
-    ) -> None:
+    def compare(self, case, contestants, repeats, pairs, **how):
         """Record a measurement with the ratios of ``pairs``: baseline, contestant and perhaps a label."""
         measurement = measure(case, contestants, repeats, **how)
         for pair in pairs:
             add_ratio(measurement, *pair)
         self.add(measurement)
 
-    def add(self, measurement: dict[str, Any]) -> None:
+    def add(self, measurement):
         """Record a measurement and the contestants that were left out."""
         self.measurements.append(measurement)
         for name, why in measurement["left_out"].items():
             self.skip(f"{name}, {measurement['case']}, {measurement['precision']}", why)
         self.on_result()
 
-    def add_point(self, point: dict[str, Any]) -> None:
+    def add_point(self, point):
         """Record a point of growth."""
         self.points.append(point)
         self.on_result()
 
-    def results(self) -> dict[str, Any]:
+    def results(self):
         """Return what the JSON file holds; its lists grow with the suite."""
         return {name: getattr(self, name) for name in ("measurements", "points", "notes", "skipped")}

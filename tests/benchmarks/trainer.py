@@ -8,11 +8,9 @@ ours: one softmax holds the positives and the hard negatives of all rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +19,13 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
-from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_dims, matryoshka_weights
 from modeling_f2llm.losses import TEMPERATURE
-from tests.benchmarks.common import LONGEST, NEGATIVES, Settings, build_models, device, word_tokenizer, write_texts
+from tests.benchmarks.common import LONGEST, NEGATIVES, build_models, device, word_tokenizer, write_texts
 from tests.benchmarks.step import training_lengths
-from tests.benchmarks.timing import Contestant, Suite
+from tests.benchmarks.timing import Contestant
 from training.config.arguments import StageArguments
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
@@ -36,25 +33,22 @@ from training.data.preparation.plan import PreparationOptions
 from training.trainer.trainer import F2LLMTrainer
 
 _COLUMNS = ("query", "passage", *(f"negative_{k}" for k in range(1, NEGATIVES + 1)))
-_STEPS = 2
-_MINI_BATCH = 32
-
-Columns = dict[str, list[str]]
+_STEPS, _MINI_BATCH = 2, 32
 
 
 class _Clock(TrainerCallback):
     """When each step ended."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.ends: list[float] = []
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, *_, **__):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
 
-def run(settings: Settings, suite: Suite) -> None:
+def run(settings, suite):
     """Time steps of both trainers in every precision."""
     lengths = training_lengths(settings, suite)
     texts = np.array_split(write_texts(lengths.T.reshape(-1)), len(_COLUMNS))
@@ -75,13 +69,13 @@ def run(settings: Settings, suite: Suite) -> None:
             suite.compare("one step of a trainer", contestants, settings.repeats, pairs, **known)
 
 
-def _timed(trainer: Any) -> Callable[[], float]:
+def _timed(trainer):
     """Train and return the seconds from the end of the first step to the end of the last, per step."""
     clock = _Clock()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
 
-    def train() -> float:
+    def train():
         clock.ends.clear()
         trainer.train()
         return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
@@ -89,20 +83,20 @@ def _timed(trainer: Any) -> Callable[[], float]:
     return train
 
 
-def _check_embeddings(models: dict[str, nn.Module], texts: list[str]) -> None:
+def _check_embeddings(models, texts):
     """The losses cannot agree, so the models must."""
     build = partial(build_sentence_transformer, tokenizer=word_tokenizer(), prompts={})
     ours, stock = (build(models[name]).encode(texts, show_progress_bar=False) for name in ("ours", "stock"))
     assert np.allclose(ours, stock, atol=1e-4), "the models' embeddings differ"
 
 
-def _arguments(precision: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+def _arguments(precision, folder):
     nothing_else = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
     how = {"max_steps": _STEPS, "learning_rate": 1e-5, "bf16": precision == "bf16", "use_cpu": device().type == "cpu"}
     return folder, {"output_dir": str(folder), **how, **nothing_else}
 
 
-def _sentence_transformer_trainer(model: nn.Module, columns: Columns, _: Path, shared: dict[str, Any]) -> Any:
+def _sentence_transformer_trainer(model, columns, _, shared):
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
     dims = matryoshka_dims(model.config.hidden_size)
     loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, mini_batch_size=_MINI_BATCH)
@@ -111,7 +105,7 @@ def _sentence_transformer_trainer(model: nn.Module, columns: Columns, _: Path, s
     return SentenceTransformerTrainer(encoder, arguments, Dataset.from_dict(columns), loss=matryoshka)
 
 
-def _our_trainer(model: nn.Module, columns: Columns, folder: Path, shared: dict[str, Any]) -> Any:
+def _our_trainer(model, columns, folder, shared):
     folder.mkdir()
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     source = Source("benchmark", [folder / "rows.parquet"], "retrieval", "Retrieve.")

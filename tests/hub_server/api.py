@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from base64 import b64decode
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import yaml
 
@@ -18,11 +20,10 @@ _PARTS = {"kinds": "models|datasets", "prefix": "(?:datasets/)?", "repo": "[^/]+
 _ROUTES = []
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     status: int = 200
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 def json_answer(content, status=200, **headers):
@@ -71,10 +72,9 @@ def route(methods, pattern):
 
 
 def find_route(method, path):
-    """Return the first route of a path (still quoted), and the path's parts."""
+    """Return the function of a path (still quoted), and the path's parts."""
     for known, pattern, function in _ROUTES:
-        match = pattern.fullmatch(path) if known == method else None
-        if match:
+        if known == method and (match := pattern.fullmatch(path)):
             return function, match.groupdict("")
     raise Refused(404, f"there is nothing at {method} {path}")
 
@@ -83,17 +83,12 @@ def find_route(method, path):
 def _whoami(call):
     if not call.owned:
         raise Refused(401, "Invalid username or password.")
-    name, *organisations = call.owned
-    return json_answer({"type": "user", "name": name, "orgs": [{"name": each} for each in organisations]})
+    return json_answer({"type": "user", "name": call.owned[0], "orgs": [{"name": each} for each in call.owned[1:]]})
 
 
 @route("POST", "/api/validate-yaml")
 def _validate_yaml(call):
-    parts = call.json["content"].split("---\n")
-    try:
-        yaml.safe_load(parts[1] if len(parts) > 2 and not parts[0] else "")
-    except yaml.YAMLError as error:
-        return json_answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
+    yaml.safe_load("".join(call.json["content"].split("---\n")[1:2]))
     return json_answer({"errors": [], "warnings": []})
 
 
@@ -116,12 +111,10 @@ def _create(call):
 @route("GET", "/api/{kinds}/{repo}/refs")
 def _refs(call):
     repository = call.readable()
-    folders = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}
-    listed = {
-        key: [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit} for name, commit in refs.items()]
-        for key, (folder, refs) in folders.items()
-    }
-    return json_answer({**listed, "converts": [], "pullRequests": []})
+    listed = {"converts": [], "pullRequests": []}
+    for key, folder, refs in (("branches", "heads", repository.branches), ("tags", "tags", repository.tags)):
+        listed[key] = [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": refs[name]} for name in refs]
+    return json_answer(listed)
 
 
 @route("POST", "/api/{kinds}/{repo}/branch/{branch}")
@@ -180,11 +173,9 @@ def _tree(call):
 
 @route("POST", "/api/{kinds}/{repo}/preupload/{revision}")
 def _preupload(call):
-    tree = call.writable().find(call.parts["revision"]).tree
-    files = []
+    tree, files = call.writable().find(call.parts["revision"]).tree, []
     for file in call.json["files"]:
-        large = _LARGE.search(file["path"]) or file["size"] > 10 * 2**20 or b"\0" in b64decode(file["sample"])
-        held = tree.get(file["path"])
+        large, held = _LARGE.search(file["path"]) or b"\0" in b64decode(file["sample"]), tree.get(file["path"])
         listed = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         files.append({**listed, "oid": held and (held.sha256 or held.blob)})
     return json_answer({"files": files, "commitOid": call.parts["revision"]})
@@ -192,14 +183,11 @@ def _preupload(call):
 
 @route("POST", r"/{prefix}{repo}\.git/info/lfs/objects/batch")
 def _batch(call):
-    repository = call.writable()
-    objects = []
-    for each in call.json["objects"]:
-        listed = {"oid": each["oid"], "size": each["size"]}
+    repository, objects = call.writable(), call.json["objects"]
+    for each in objects:
         if each["oid"] not in repository.large:
             where = f"{call.address}/storage/{call.kind}s/{repository.name}"
-            listed["actions"] = {"upload": {"href": f"{where}/{each['oid']}"}}
-        objects.append(listed)
+            each["actions"] = {"upload": {"href": f"{where}/{each['oid']}"}}
     return json_answer({"transfer": "basic", "objects": objects})
 
 
@@ -236,8 +224,7 @@ def _commit(call):
 def _resolve(call):
     repository = call.readable()
     commit = repository.find(call.parts["revision"])
-    entry = commit.tree.get(call.parts["path"])
-    if entry is None:
+    if (entry := commit.tree.get(call.parts["path"])) is None:
         raise Refused(404, "Entry not found", "EntryNotFound")
     content = repository.content(entry)
     headers = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
@@ -257,13 +244,9 @@ def _resolve(call):
 def _info(call):
     repository = call.readable()
     commit = repository.find(call.parts["revision"] or "main")
-    return json_answer(
-        {
-            **{"_id": "0", "id": repository.name, "sha": commit.id, "private": repository.private, "tags": []},
-            **{"lastModified": _DATE, "createdAt": _DATE, "downloads": 0, "likes": 0},
-            "siblings": [{"rfilename": path} for path in sorted(commit.tree)],
-        }
-    )
+    told = {"_id": "0", "id": repository.name, "sha": commit.id, "private": repository.private, "tags": []}
+    told |= {"lastModified": _DATE, "createdAt": _DATE, "downloads": 0, "likes": 0}
+    return json_answer({**told, "siblings": [{"rfilename": path} for path in sorted(commit.tree)]})
 
 
 # Collections
@@ -271,9 +254,8 @@ def _info(call):
 
 @route("POST", "/api/collections")
 def _create_collection(call):
-    owner, title = call.json["namespace"], call.json["title"]
+    owner, title, collections = call.json["namespace"], call.json["title"], call.store.collections
     call.store.check_owner(owner, call.owned)
-    collections = call.store.collections
     for each in collections.values():
         if (each["owner"], each["title"]) == (owner, title):
             return json_answer({"error": "Collection already exists", "slug": each["slug"]}, 409)

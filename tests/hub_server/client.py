@@ -19,7 +19,6 @@ _FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
 
 @pytest.fixture
 def hub_server():
-    """An empty Hub."""
     with HubServer() as hub:
         yield hub
 
@@ -42,11 +41,8 @@ def environment(hub, home, token=TOKEN):
 
 @contextmanager
 def connected(hub, home, token=TOKEN):
-    """Point this process's client, which is offline in other tests, at the Hub. It does not sleep between tries.
-
-    The client reads its environment when it is imported, so its constants are changed. Yields the seconds that it would
-    have slept, in order.
-    """
+    """Point this process's client, which is offline in other tests, at the Hub; the seconds it would have slept."""
+    # It reads its environment when it is imported, so its constants are changed.
     waits = []
     changed = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.address}
     changed["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.address + "/{repo_id}/resolve/{revision}/{filename}"

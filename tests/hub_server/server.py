@@ -7,12 +7,12 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_server.api import Answer, Call, find_route, json_answer
+from tests.hub_server.api import Call, find_route, json_answer
 from tests.hub_server.store import Refused, Store
 
 # TOKEN may write to its own name and to ORGANISATION.
@@ -34,29 +34,20 @@ class Fault:
     lose_answer: bool = False  # the request is carried out, but the connection is cut instead of an answer
     met: int = 0  # requests that met it
 
-    def answer(self):
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return json_answer({"error": "an injected fault"}, self.status or 500, **headers)
 
-
-@dataclass
-class Faults:
+class Faults(list):
     """Faults by a script: a request meets the first that matches it, and is answered badly, late, or not at all."""
 
-    script: list[Fault] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock = threading.Lock()
 
     def add(self, method, path, **what):
-        self.script.append(Fault(method, path, **what))
-        return self.script[-1]
-
-    def clear(self):
-        self.script.clear()
+        self.append(Fault(method, path, **what))
+        return self[-1]
 
     def meet(self, method, target):
         """Return the fault of a request, which is used up by it."""
         with self._lock:
-            for fault in self.script:
+            for fault in self:
                 if fault.method not in ("", method) or not re.search(fault.path, target):
                     continue
                 if fault.skip:
@@ -77,7 +68,7 @@ class Logged(NamedTuple):
 
 
 class HubServer(ThreadingHTTPServer):
-    """A Hub that serves until it is closed; a context manager. ``log`` has the requests in the order of their ends."""
+    """A Hub that serves within its context; ``log`` has the requests in the order of their ends."""
 
     daemon_threads = True
 
@@ -99,14 +90,11 @@ class HubServer(ThreadingHTTPServer):
     def repository(self, name, kind="model"):
         return self.store.repositories[kind, name]
 
-    def requests(self, method, part=""):
-        """Return the requests of a method whose path holds a part."""
+    def requests(self, method, part):
         return [each for each in self.log if each.method == method and part in each.path]
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """Reads requests, writes answers, and lets faults happen in between."""
-
     protocol_version = "HTTP/1.1"
     # An answer is sent at once; otherwise the client waits 40 ms for its second half.
     wbufsize = -1
@@ -125,7 +113,9 @@ class _Connection(BaseHTTPRequestHandler):
             self.rfile.read(min(fault.cut_after, int(self.headers.get("content-length", 0))))
             return self._cut()
         body = self._body()
-        answer = self._answer(body) if fault.status is None else fault.answer()
+        told = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        failed = fault.status and json_answer({"error": "an injected fault"}, fault.status, **told)
+        answer = failed or self._answer(body)
         return self._cut() if fault.lose_answer else self._send(answer)
 
     def _token(self):
@@ -154,13 +144,9 @@ class _Connection(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(chunks)
-        size = int(self.headers.get("content-length", 0))
-        body = self.rfile.read(size)
-        if len(body) < size:
-            raise ConnectionError("the client went away in mid-request")
-        return body
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
 
-    def _send(self, answer: Answer):
+    def _send(self, answer):
         self._log(answer.status)
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
@@ -171,7 +157,6 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def _cut(self):
-        """Reset the connection."""
         self._log(None)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub.utils.sha import git_hash
+
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -18,11 +20,6 @@ class Refused(Exception):
     def __init__(self, status, message, code=None):
         super().__init__(message)
         self.status, self.code = status, code
-
-
-def git_blob(content):
-    """Return the id that git gives a file."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,23 +58,21 @@ class Repository:
         self.commit("main", "initial commit", {".gitattributes": self.add_blob(_ATTRIBUTES)}, [])
 
     def add_blob(self, content):
-        blob = git_blob(content)
+        blob = git_hash(content)
         self.blobs[blob] = content
         return Entry(blob, len(content))
 
     def large_entry(self, sha256):
-        """Return the entry of a large file, which must have been uploaded."""
         if sha256 not in self.large:
             raise Refused(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
         size = len(self.large[sha256])
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-        return Entry(git_blob(pointer.encode()), size, sha256)
+        return Entry(git_hash(pointer.encode()), size, sha256)
 
     def content(self, entry):
         return self.blobs[entry.blob] if entry.sha256 is None else self.large[entry.sha256]
 
     def find(self, revision):
-        """Return the commit of a branch, a tag or an id."""
         commit = self.branches.get(revision) or self.tags.get(revision) or revision
         if commit not in self.commits:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from glob import escape
@@ -14,7 +15,7 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, step_of
+from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, last_checkpoint, step_of
 from training.config.arguments import LoraArguments, StageArguments
 from training.data.instructions import TextFormat
 from training.data.manifest import Entry, Manifest, find_entry_files, read_manifest
@@ -22,9 +23,8 @@ from training.data.prepared import DESCRIPTION, find_prepared
 from training.distillation.teacher import text_teacher_identity
 from training.evaluation.summary import known_rows
 from training.models.merging import find_beside, read_merge
-from training.models.model_ref import model_revision
+from training.models.model_ref import MERGED_ADAPTER, model_revision
 from training.publishing.adapter import local_reference
-from training.publishing.hub.progress import progress_of
 from training.publishing.model_files import ADAPTER_CONFIG, adapter_weights, base_named, read_model_files, read_weights
 from training.publishing.record import Reference, SourceRecord, StageRecord
 from training.publishing.states import COMMIT, ModelState, clean_arguments, read_json, state_of
@@ -33,6 +33,9 @@ from training.stages.continuation import read_changes
 logger = logging.getLogger("training")
 
 ARGUMENTS = "training_arguments.json"
+STATE = "trainer_state.json"
+# Endings of metrics that measure the machine, not the model.
+TIMING = ("_runtime", "_per_second", "_preparation_time")
 _HUB_DATASET = re.compile("hf://datasets/([^/@]+/[^/@]+)")
 # Keys of pruning, and of the data that it reads; all other keys are about training.
 _PRUNING = ("prune_to", "prune_hidden", "prune_layers", "calibration_texts", "trim_vocabulary")
@@ -220,6 +223,50 @@ def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in arguments.items() if key in (*_PRUNING, *_PRUNING_DATA)}
     unread = {each for key, dependent in _DEPENDENT.items() if not state.keys.get(key) for each in dependent}
     return {key: value for key, value in arguments.items() if key not in unread.union(_PRUNING)}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training went: optimizer steps and epochs, None if the run's log is gone."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    # Of the last evaluation, by Trainer's name, and train_loss, the mean loss of the last logged steps.
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def progress_of(state: ModelState) -> Progress:
+    """Return what a run's log says of one of its models.
+
+    The finished model is that of the last step, or of the best evaluated one with ``load_best_model_at_end``. Nothing
+    is known of it without the checkpoint of the last step.
+    """
+    trained = _trainer_state(state)
+    if trained is None:
+        return Progress()
+    step = trained["global_step"]
+    if state.folder.name == FINAL_MODEL and state.keys.get("load_best_model_at_end"):
+        step = trained["best_global_step"] or step
+    history = [entry for entry in trained["log_history"] if entry["step"] <= step]
+    epochs = history[-1]["epoch"] if history and history[-1]["step"] == step else trained["epoch"]
+    evaluated = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    metrics = {key: value for key, value in evaluated.items() if key.startswith("eval_") and not key.endswith(TIMING)}
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return Progress(step, epochs, {**metrics, "train_loss": losses[-1]} if losses else metrics)
+
+
+def _trainer_state(state: ModelState) -> dict[str, Any] | None:
+    folder = state.folder
+    if (folder / MERGED_ADAPTER).is_file():
+        # The base merged with the run's adapter, or with one of its checkpoints.
+        folder = state.run / Path(read_json(folder / MERGED_ADAPTER)["adapter"]["name"]).name
+    # A checkpoint may be kept outside its run.
+    checkpoint = last_checkpoint(state.run) if folder.name == FINAL_MODEL else folder
+    if checkpoint is None:
+        return None
+    trained = read_json(checkpoint / STATE)
+    ended = trained["global_step"] >= trained["max_steps"] or state.keys.get("early_stopping_patience") is not None
+    return trained if ended or folder is checkpoint else None
 
 
 def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:

@@ -33,7 +33,7 @@ from training.publishing.model_files import (
     read_model_files,
     standard_settings,
 )
-from training.publishing.record import RECORD, AdapterRecord, ModelRelease, changed_files, contents_of
+from training.publishing.record import RECORD, AdapterRecord, ModelRelease, changed_files, contents_of, load_release
 from training.publishing.states import check_nothing_private, find_state, is_hub_name, private_texts, write_json
 from training.stages.continuation import CHANGED_DATA, read_changes
 
@@ -174,8 +174,8 @@ def _check_output(output: Path) -> None:
         return
     if not (output / RECORD).is_file():
         raise UserError(f"{output}: exists and is no packed model; give another --output")
-    if changed := changed_files(output):
-        raise UserError(f"{output}: {changed[0]} was changed since it was packed; move it or give another --output")
+    if changed := next(changed_files(vars(load_release(output)), contents_of(output)), None):
+        raise UserError(f"{output}: {changed} was changed since it was packed; move it or give another --output")
 
 
 def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,13 @@ def contents_of(folder: Path) -> dict[str, Content]:
     return {name: Content(path) for name, path in paths.items() if name != RECORD and "/." not in f"/{name}"}
 
 
-def changed_files(folder: Path) -> list[str]:
-    """Return the files that were changed, added or deleted since a folder was packed."""
-    found = {name: content.sha256 for name, content in contents_of(folder).items()}
-    return sorted({name for name, _ in load_release(folder).sha256.items() ^ found.items()})
+def changed_files(record: Mapping[str, Any], contents: Mapping[str, Content]) -> Iterator[str]:
+    """Yield the files that were changed, added or deleted since a record was written; first those of another size."""
+    found = {name: content.size for name, content in contents.items() if name != RECORD}
+    resized = {name for name, _ in record["files"].items() ^ found.items()}
+    yield from sorted(resized)
+    # Hashing large files takes minutes.
+    yield from (name for name in found if name not in resized and contents[name].sha256 != record["sha256"].get(name))
 
 
 def load_release(folder: Path) -> ModelRelease:

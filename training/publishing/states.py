@@ -18,13 +18,7 @@ from training.common.errors import UserError
 from training.common.hub import check_repository
 from training.common.run_folder import FINAL_MODEL, RECIPE, holds_model, numbered_checkpoints, place_of
 from training.common.yaml_file import load_yaml
-from training.config.arguments import (
-    LEARNT,
-    MACHINE,
-    PATHS,
-    REFUSED,
-    RUNNING,
-)
+from training.config.arguments import LEARNT, MACHINE, PATHS, REFUSED, RUNNING
 from training.models.merging import MERGE
 from training.models.model_folder import ADAPTER, load_json
 from training.models.model_ref import MERGED_ADAPTER

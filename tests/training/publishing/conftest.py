@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from training.run_stage import main
 
 PRUNED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 
+# What fixtures of a session make is to be copied, not changed.
+
 
 @pytest.fixture
 def no_figures(monkeypatch):
@@ -28,7 +29,7 @@ def no_figures(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory):
-    """The output folder of the four stages, trained once from relative paths; to be copied, not changed."""
+    """The output folder of the four stages, trained from relative paths."""
     folder = tmp_path_factory.mktemp("publishing")
     recipe = write_recipe(folder)
     content = yaml.safe_load(recipe.read_text().replace(f"{folder}/", ""))
@@ -36,12 +37,9 @@ def trained_runs(tmp_path_factory):
     stages["pruned"] = {"model": "stage1", "instructions": False, "task_types": ["retrieval"], "prune_to": PRUNED}
     stages["student"] = {**stages["stage2"], "model": "pruned", "teacher": "stage2", "prepared_dir": "stage2"}
     recipe.write_text(yaml.safe_dump({**content, "num_train_epochs": 1, "save_strategy": "epoch"}, sort_keys=False))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         assert main([recipe.name]) == 0
-    finally:
-        os.chdir(before)
     return folder / "run"
 
 
@@ -51,9 +49,6 @@ def runs(trained_runs, tmp_path):
     shutil.copytree(trained_runs.parent / "data", tmp_path / "data")
     shutil.copytree(trained_runs, tmp_path / "run")
     return tmp_path / "run"
-
-
-# What is made once is to be copied, not changed.
 
 
 @pytest.fixture(scope="session")

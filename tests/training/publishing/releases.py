@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +15,8 @@ NAME = "tiny-embedder"
 FOUND = {"deu-Latn": 8, "fin-Latn": 6, "rus-Cyrl": 5, "jpn-Jpan": 2}
 WIDTHS = (32, 16, 8)
 
-Rename = Callable[[str], str]
 
-
-def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
+def make_release(rename=str, **changes):
     """The record of a model that was pruned from a first stage; ``rename`` changes each text that comes from data."""
     first = SourceRecord(rename("names"), "retrieval", ("deu", "fin", "rus"), 900, 9, rename("Find it."), rename("MIT"))
     second = SourceRecord(rename("kinds"), "clustering", ("jpn", "mul"), 100, 1, None, None, "org/kinds")
@@ -62,35 +57,28 @@ def make_release(rename: Rename = str, **changes: Any) -> ModelRelease:
     return ModelRelease(**{**fields, **changes})
 
 
-def evaluate(name: str = NAME, rename: Rename = str) -> Evaluation:
+def evaluate(name=NAME, rename=str):
     """Scores of the model at three widths and precisions, and of a larger model and a baseline beside it."""
-    evaluation = Evaluation()
+    evaluation, large = Evaluation(), rename("large")
     evaluation.add_model(ModelRecord(name, parameters=21_000, dimension=32, texts_per_second=900.0))
-    evaluation.add_model(ModelRecord(rename("large"), parameters=90_000, dimension=64, texts_per_second=300.0))
+    evaluation.add_model(ModelRecord(large, parameters=90_000, dimension=64, texts_per_second=300.0))
     evaluation.add_model(ModelRecord("TF-IDF"))
-    for precision in PRECISIONS:
-        for width in WIDTHS:
-            lost = (32 - width) // 8 + list(PRECISIONS).index(precision)
-            _score(evaluation, name, width, precision, lost, rename)
-    _score(evaluation, rename("large"), 64, "float32", -1, rename)
-    _score(evaluation, "TF-IDF", 0, "float32", 1, rename)
+    # Model, width, precision, and of how many texts more than FOUND says the passage is not found.
+    views = [(large, 64, "float32", -1), ("TF-IDF", 0, "float32", 1)]
+    for number, precision in enumerate(PRECISIONS):
+        views += [(name, width, precision, (32 - width) // 8 + number) for width in WIDTHS]
+    for model, width, precision, lost in views:
+        examples = {}
+        for language, found in FOUND.items():
+            hits = np.arange(10) < max(found - lost, 0)
+            task = (rename("Names"), "Retrieval", language, (language,))
+            score = Score(model, *task, width, precision, rename("accuracy_at_1"), float(hits.mean()), 10)
+            examples[score] = hits.astype(np.float32)
+        evaluation.put([*examples], {score.key: values for score, values in examples.items()})
     return evaluation
 
 
-def _score(evaluation: Evaluation, model: str, width: int, precision: str, lost: int, rename: Rename) -> None:
-    scores, examples = [], {}
-    for language, found in FOUND.items():
-        hits = np.arange(10) < max(found - lost, 0)
-        task = (rename("Names"), "Retrieval", language, (language,))
-        score = Score(model, *task, width, precision, rename("accuracy_at_1"), float(hits.mean()), 10)
-        scores.append(score)
-        examples[score.key] = hits.astype(np.float32)
-    evaluation.put(scores, examples)
-
-
-def write_release(
-    folder: Path, release: ModelRelease | None = None, evaluation: Evaluation | None = None, losses: bool = True
-) -> Path:
+def write_release(folder, release=None, evaluation=None, losses=True):
     """Write what a card reads of a packed folder."""
     folder.mkdir(parents=True, exist_ok=True)
     release = release or make_release()
@@ -99,9 +87,8 @@ def write_release(
         evaluation.save(folder / "evaluation")
     if losses:
         curves = {"training": [[1, 4.0], [10, 2.0]], "validation": [[10, 1.0]]}
-        of_stages = {
-            stage.name: {source.name: curves for source in stage.sources} for stage in release.stages if stage.steps
-        }
+        trained = (stage for stage in release.stages if stage.steps)
+        of_stages = {stage.name: {source.name: curves for source in stage.sources} for stage in trained}
         (folder / LOSSES).parent.mkdir(exist_ok=True)
         (folder / LOSSES).write_text(json.dumps(of_stages))
     return folder

@@ -1,10 +1,9 @@
-"""The card of a model: every number from its record and its scores, and nothing that was not measured."""
+"""Cards of models and checkpoints: every number from record and scores, and nothing that was not measured."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +18,10 @@ from tests.training.publishing.releases import NAME, evaluate, make_release, wri
 from training import export
 from training.publishing.card import model_card
 from training.publishing.evaluation import draw_figures
+from training.publishing.hub.checkpoints import CheckpointFacts, checkpoint_card
 from training.publishing.record import AdapterRecord, Reference, StageRecord
+
+ADAPTER = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,17 @@ def packed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def card(packed: Path) -> str:
+def card(packed):
     return model_card(packed, f"org/{NAME}")
 
 
-def rows_of(card: str, first: str) -> list[str]:
+@pytest.fixture
+def card_of(tmp_path):
+    """The card of a release with some changes, of which there are neither scores nor losses."""
+    return lambda **changes: model_card(write_release(tmp_path, make_release(**changes), losses=False), f"org/{NAME}")
+
+
+def rows_of(card, first):
     """The cells of the row that begins with a text."""
     line = next(line for line in card.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -90,15 +98,14 @@ def test_lineage_and_limits_are_told(card):
     assert "HeldOutPairs" not in card
 
 
-def test_what_is_not_known_is_not_there(tmp_path):
-    release = make_release(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
-    card = model_card(write_release(tmp_path, release, losses=False))
+def test_what_is_not_known_is_not_there(card_of):
+    card = card_of(dimensions=(32,), language_rows={}, prompts={"query": "", "document": ""})
     assert not re.search(r"^#+ (Truncation|By script|By language|Beside other models)$", card, re.MULTILINE)
     assert "This model was not evaluated." in card and "No score of this model came with it" in card
     assert "![" not in card and 'dimensions":' not in card and "prompt_name" not in card
     assert ModelCard(card).data.eval_results is None and "matryoshka" not in ModelCard(card).data.tags
     assert "Neither queries nor documents carry an instruction" in card
-    card = model_card(write_release(tmp_path, make_release(stages=()), losses=False))
+    card = card_of(stages=())
     assert "No record of its training came with this model." in card
     assert "base_model" not in ModelCard(card).data.to_dict() and "### Settings" not in card
 
@@ -112,35 +119,28 @@ def test_what_is_not_known_is_not_there(tmp_path):
         ("training", [Reference("local", "mine")], "`mine`", None, None),
     ],
 )
-def test_the_relation_to_the_base_if_that_is_public(tmp_path, kind, starts, named, relation, base):
+def test_the_relation_to_the_base_if_that_is_public(card_of, kind, starts, named, relation, base):
     merged = {"method": "mean", "models": ["org/a", "org/b"], "weights": [0.5, 0.5]} if kind == "merging" else {}
     parents = tuple(starts) if merged else ()
-    stage = StageRecord("last", kind, starts[0], arguments=merged, parents=parents)
-    card = model_card(write_release(tmp_path, make_release(stages=(stage,)), losses=False))
+    card = card_of(stages=(StageRecord("last", kind, starts[0], arguments=merged, parents=parents),))
     data = ModelCard(card).data.to_dict()
     assert (data.get("base_model"), data.get("base_model_relation")) == (base, relation)
     assert rows_of(card, "made from")[1].startswith(named)
 
 
-def test_an_adapter_names_its_base(tmp_path):
-    adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
-    card = model_card(write_release(tmp_path, make_release(adapter=adapter), losses=False))
+def test_an_adapter_names_its_base_or_the_base_that_it_was_merged_into(card_of):
+    card = card_of(adapter=ADAPTER)
     data = ModelCard(card).data
     assert (data.base_model, data["base_model_relation"]) == ("org/big", "adapter")
     assert {"peft", "lora"} <= set(data.tags) and "text-embeddings-inference" not in data.tags
     assert rows_of(card, "adapter")[1] == "LoRA, rank 8, alpha 16, on `q_proj`, `v_proj`"
     assert rows_of(card, "size of the adapter")[1] == "0.042 MB"
     assert list(snippets(card)) == ["sentence-transformers", "transformers"]
-    assert 'AutoModel.from_pretrained("org/big")' in card and f'PeftModel.from_pretrained(base, "{NAME}")' in card
+    assert 'AutoModel.from_pretrained("org/big")' in card and f'PeftModel.from_pretrained(base, "org/{NAME}")' in card
     assert "is stated; it was not checked" in card and "docker" not in card
-
-
-def test_a_merged_adapter_names_the_base_that_it_was_merged_into(tmp_path):
-    adapter = AdapterRecord(
-        Reference("hub", "org/big", "0123456789abcdef"), "trained", 8, 16.0, ("q_proj",), merged=True
-    )
+    base = Reference("hub", "org/big", "0123456789abcdef")
     stage = StageRecord("lora@merged", "merged_adapter", Reference("local", "big"), arguments={"lora": True})
-    card = model_card(write_release(tmp_path, make_release(adapter=adapter, stages=(stage,)), losses=False))
+    card = card_of(adapter=replace(ADAPTER, base=base, match="trained", merged=True), stages=(stage,))
     data = ModelCard(card).data
     assert (data.base_model, data["base_model_relation"]) == ("org/big", "finetune") and "peft" not in data.tags
     assert "merged into [org/big](https://huggingface.co/org/big) at `0123456789ab`" in rows_of(card, "adapter")[1]
@@ -164,10 +164,10 @@ def test_links_to_the_family(packed):
 
 @pytest.fixture(scope="module")
 def benign_structure(tmp_path_factory):
-    return structure(_card_of(tmp_path_factory.mktemp("benign"), lambda text: f"{text} x"))
+    return structure(_renamed(tmp_path_factory.mktemp("benign"), lambda text: f"{text} x"))
 
 
-def _card_of(folder: Path, rename: Any) -> str:
+def _renamed(folder, rename):
     release = make_release(rename, author=rename("A. Author"))
     # Names in an archive end where a zero does.
     evaluation = evaluate(rename=lambda own: rename(own).replace("\0", "0"))
@@ -176,7 +176,7 @@ def _card_of(folder: Path, rename: Any) -> str:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_change_no_structure(tmp_path, text, benign_structure):
-    card = _card_of(tmp_path, lambda own: f"{own} {text}")
+    card = _renamed(tmp_path, lambda own: f"{own} {text}")
     assert structure(card) == benign_structure
     data = ModelCard(card).data
     assert data.eval_results[0].dataset_name == one_line(f"Names {text}".replace("\0", "0"))
@@ -188,11 +188,9 @@ def test_hostile_texts_change_no_structure(tmp_path, text, benign_structure):
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 @pytest.mark.parametrize("document", ["", 'Title: "'])
 @pytest.mark.parametrize("query", ["", "Instruct: Find it.\nQuery: "])
-def test_other_libraries_are_given_the_prompts(tmp_path, query, document, kind):
-    adapter = AdapterRecord(Reference("hub", "org/big"), "stated", 8, 16.0, ("q_proj", "v_proj"), parameters=21_000)
-    changes = {"adapter": adapter} if kind == "adapter" else {}
-    release = make_release(prompts={"query": query, "document": document}, **changes)
-    card = model_card(write_release(tmp_path, release, losses=False), f"org/{NAME}")
+def test_other_libraries_are_given_the_prompts(card_of, query, document, kind):
+    changes = {"adapter": ADAPTER} if kind == "adapter" else {}
+    card = card_of(prompts={"query": query, "document": document}, **changes)
     expected = expected_calls(f"org/{NAME}", query, document) if query or document else {}
     assert library_calls(card) == expected
 
@@ -205,7 +203,7 @@ def test_the_printed_code_that_truncates_ranks_by_cosine(tmp_path, tiny_model, t
     card, printed = model_card(folder, f"org/{NAME}"), []
     (code,) = re.findall(r"^## Truncation$.*?^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
     assert "truncate_dim=8)" in code
-    names: dict[str, Any] = {"print": lambda *_: None}
+    names = {"print": lambda *_: None}
     exec(snippets(card)["sentence-transformers"], names)
     queries, documents = (names[f"{side}_embeddings"][:, :8] for side in ("query", "document"))
     exec(code, {**names, "print": printed.append})
@@ -217,3 +215,54 @@ def test_the_export_that_the_card_names_is_a_command(card, tmp_path):
     (command,) = re.findall(r"^python training/export.py (.*)$", card, re.MULTILINE)
     # The command has these options: what it lacks is the model.
     assert export.main(command.replace("model --", f"{tmp_path / 'model'} --").split()) == 2
+
+
+# Checkpoints
+
+FACTS = CheckpointFacts(
+    **{"repository": "org/tiny", "revision": "stage1-step-005000", "languages": ("deu", "swa"), "finished": True},
+    **{"stage": "stage1", "step": 5000, "max_steps": 12_000, "epoch": 0.4167, "parameters": 21_000},
+    metrics={"eval_source/names": 1.0, "eval_loss": 1.5, "loss": 2.25},
+    prompts={"query": "Instruct: Find it.\nQuery: ", "document": ""},
+    dimensions=(32, 16, 8),
+    start=Reference("hub", "org/base"),
+    teacher=Reference("local", "teacher"),
+)
+
+
+def test_a_checkpoint_says_what_it_is_and_is_loaded_by_its_revision():
+    card = checkpoint_card(FACTS)
+    assert "# tiny, stage1, step 5,000\n" in card and "**Not a finished model**" in card
+    assert "| step | 5,000 of 12,000 |" in card and "| epoch | 0.417 |" in card
+    assert "The finished model is [org/tiny](https://huggingface.co/org/tiny)." in card
+    # Those of all data first.
+    assert card.index("| `eval_loss` | 1.5 |") < card.index("| `loss` | 2.25 |") < card.index("| `eval_source/names`")
+    data = ModelCard(card).data
+    assert (data.base_model, data.language) == ("org/base", ["de", "sw"])
+    assert "intermediate-checkpoint" in data.tags and data.eval_results is None
+    assert 'SentenceTransformer("org/tiny", revision="stage1-step-005000")' in snippets(card)["checkpoint"]
+
+
+def test_what_is_not_known_of_a_checkpoint_is_not_there():
+    nothing = {"metrics": {}, "prompts": {}, "start": None, "teacher": None, "languages": (), "finished": False}
+    card = checkpoint_card(replace(FACTS, **nothing))
+    assert "None was logged." in card and "Texts carry no instruction." in card
+    assert not any(word in card for word in ("teacher", "started from", "finished model is"))
+    assert {"base_model", "language"}.isdisjoint(ModelCard(card).data.to_dict())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_change_no_structure_of_the_card_of_a_checkpoint(text):
+    def renamed(added):
+        return replace(
+            FACTS,
+            repository=f"org/tiny {added}",
+            stage=f"stage1 {added}",
+            revision=f"step {added}",
+            metrics={f"eval_source/names {added}": 1.0},
+            teacher=Reference("local", f"teacher {added}"),
+        )
+
+    card = checkpoint_card(renamed(text))
+    assert structure(card) == structure(checkpoint_card(renamed("x")))
+    compile(snippets(card)["checkpoint"], "checkpoint", "exec")

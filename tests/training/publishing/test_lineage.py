@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
-import pytest
 from sentence_transformers import SentenceTransformer
 
 from tests.training.publishing.packed import BASE, COMMIT, metadata_of, put_in_cache, rewrite_json, rewrite_recipe
@@ -22,7 +20,7 @@ from training.publishing.states import find_state
 OPTIONS = PackOptions("tiny-soup", licence="apache-2.0")
 
 
-def _records(run: Path, checkpoint: str | None = None):
+def _records(run, checkpoint=None):
     return Lineage(find_state(run, checkpoint)).records
 
 
@@ -97,9 +95,8 @@ def test_a_stage_may_be_and_start_from_a_checkpoint(runs):
     names = [record.name for record in _records(runs / "student")]
     # The pruning still starts from the finished model.
     assert names == [f"stage1@{checkpoint}", "stage2", "stage1", "pruned", "student"]
-
-
-def test_stages_of_one_name_are_told_apart(runs):
+    # Stages of one name are told apart.
+    rewrite_recipe(runs / "stage2", model="run/stage1/model")
     shutil.copytree(runs / "stage2", runs / "old/student")
     rewrite_recipe(runs / "old/student", output_dir="run/old/student")
     rewrite_recipe(runs / "student", teacher="run/old/student/model")
@@ -108,18 +105,14 @@ def test_stages_of_one_name_are_told_apart(runs):
     assert records[-1].teacher == Reference("stage", "student")
 
 
-@pytest.mark.parametrize(
-    ("written", "kind", "name"),
-    [
-        *(("run/gone/model", "local", "gone"), ("/somewhere/else/good-model", "local", "good-model")),
-        *(("data/weights", "local", "weights"), ("Qwen/Qwen3-0.6B", "hub", "Qwen/Qwen3-0.6B")),
-    ],
-)
-def test_what_is_not_at_hand_ends_the_lineage(runs, written, kind, name):
-    rewrite_recipe(runs / "pruned", model=written)
+def test_what_is_not_at_hand_ends_the_lineage(runs):
     rewrite_recipe(runs / "student", teacher=None)
-    records = _records(runs / "student")
-    assert [record.name for record in records] == ["pruned", "student"] and records[0].start == Reference(kind, name)
+    paths = {"run/gone/model": "gone", "/somewhere/else/good-model": "good-model", "data/weights": "weights"}
+    starts = {path: Reference("local", name) for path, name in paths.items()}
+    for written, start in {**starts, "Qwen/Qwen3-0.6B": Reference("hub", "Qwen/Qwen3-0.6B")}.items():
+        rewrite_recipe(runs / "pruned", model=written)
+        records = _records(runs / "student")
+        assert [record.name for record in records] == ["pruned", "student"] and records[0].start == start
 
 
 def test_a_teacher_is_the_one_that_taught_with_the_same_texts(runs, caplog):
@@ -145,22 +138,18 @@ def test_predecessors_whose_weights_are_gone_are_told_without_parameters(runs):
     (runs / "stage1/model/model.safetensors").write_bytes(b"half")
     found = {record.name: record.parameters for record in _records(runs / "student")}
     assert found["pruned"] is None and found["stage1"] is None and found["student"] and found["stage2"]
-    (runs / "stage2/model/tokenizer.json").unlink()
-    assert _records(runs / "student")[-1].teacher == Reference("local", "stage2")
 
 
-def test_a_model_that_comes_from_itself_is_refused(runs, refuses):
-    rewrite_recipe(runs / "stage1", model="run/stage2/model")
-    with refuses(runs / "stage1", "from itself"):
-        _records(runs / "stage1")
-
-
-def test_data_on_the_hub_is_named_and_settings_without_effect_are_not(runs):
+def test_data_on_the_hub_is_named_and_a_model_that_comes_from_itself_is_refused(runs, refuses):
     rewrite_recipe(runs / "stage1", data_dir="hf://datasets/org/corpus@main")
     (record,) = _records(runs / "stage1")
     assert {source.dataset for source in record.sources} == {"org/corpus"}
+    # Settings without effect are not told.
     unread = ("lora", "teacher", "early_stopping", "evaluation_sample", "prune")
     assert "learning_rate" in record.arguments and not [key for key in record.arguments if key.startswith(unread)]
+    rewrite_recipe(runs / "stage1", model="run/stage2/model")
+    with refuses(runs / "stage1", "from itself"):
+        _records(runs / "stage1")
 
 
 def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
@@ -171,9 +160,8 @@ def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
     release = load_release(packed)
     own = release.stages[-1]
     # States of one run came about in one training.
-    assert [(stage.name, stage.kind) for stage in release.stages] == [
-        *(("stage1", "training"), ("stage2", "training"), ("soup", "merging"))
-    ]
+    kinds = {"stage1": "training", "stage2": "training", "soup": "merging"}
+    assert [(stage.name, stage.kind) for stage in release.stages] == [*kinds.items()]
     assert own.parents == (Reference("stage", "stage2"),)
     names = ["stage2/model", f"stage2/{checkpoint.name}"]
     assert own.arguments == {"method": "mean", "models": names, "weights": [0.25, 0.75]}
@@ -188,17 +176,13 @@ def test_a_soup_of_checkpoints_is_packed_with_their_lineage(runs, tmp_path):
     assert (pack(runs / "soup", packed, OPTIONS) / "release.json").read_bytes() == before
 
 
-def test_a_soup_whose_parents_are_gone_names_them(runs, tmp_path):
+def test_a_soup_names_parents_that_are_gone_and_links_published_ones(runs, tmp_path, hub_cache):
     assert merge([str(runs / "stage1"), "--output", str(tmp_path / "elsewhere" / "soup")]) == 0
     (stage,) = load_release(pack(tmp_path / "elsewhere/soup", tmp_path / "packed", OPTIONS)).stages
     assert (stage.kind, stage.parents) == ("merging", (Reference("local", "stage1/model"),))
-
-
-@pytest.mark.usefixtures("hub_cache")
-def test_the_card_of_a_soup_of_published_models_links_them(runs, tmp_path):
     put_in_cache(runs / "stage1/model")
     assert merge([f"{BASE}@main", "--output", str(tmp_path / "soup")]) == 0
-    packed = pack(tmp_path / "soup", tmp_path / "packed", OPTIONS)
+    packed = pack(tmp_path / "soup", tmp_path / "published", OPTIONS)
     metadata = metadata_of(packed)
     assert metadata["base_model"] in (BASE, [BASE]) and metadata["base_model_relation"] == "merge"
     assert load_release(packed).stages[0].parents == (Reference("hub", BASE, COMMIT),)

@@ -1,4 +1,4 @@
-"""A packed folder is complete, private and the same each time; what cannot be packed is refused and costs nothing."""
+"""A packed folder is complete, the same each time, and has the licence that follows from what the model was made of."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 import modeling_f2llm
-from tests.training.publishing.packed import QUICK, change_weights, content_of
+from tests.training.publishing.packed import QUICK, change_weights, content_of, put_in_cache, rewrite_recipe
+from training.data.cldr.sources import LICENCE as CLDR
+from training.data.gettext_catalogs.sources import LICENCE as GETTEXT
 from training.evaluation.records import load_evaluation
+from training.merge import main as merge
 from training.publish import main
-from training.publishing.pack import PackOptions, pack
+from training.publishing.pack import PERMISSIVE, PackOptions, pack
 from training.publishing.record import load_release
 from training.publishing.verify import examine
 from training.run_stage import main as run_stage
+from training.stages.continuation import check_data, note_changes
 
 NAME = "f2llm-v2-tiny"
 
 
 @pytest.fixture(scope="module")
-def packed(trained_runs, tmp_path_factory) -> Path:
+def packed(trained_runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / NAME
     return pack(trained_runs / "student", folder, PackOptions(NAME))
 
@@ -35,7 +39,7 @@ def _pack(run, *words, name=NAME):
     return main(["pack", str(run), "--name", name, *words])
 
 
-def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed):
+def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed, trained_runs, sentences):
     assert content_of(packed).keys() >= {
         *("README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "config_sentence_transformers.json"),
@@ -52,13 +56,10 @@ def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed)
     assert release.parameters == sum(each.numel() for each in load_file(packed / "model.safetensors").values())
     assert release.shape["num_hidden_layers"] == 1 and release.languages == ("eng",)
     assert release.prompts["query"].startswith("Instruct: ") and release.prompts["document"] == ""
-    assert [stage.name for stage in release.stages] == ["stage1", "stage2", "pruned", "student"]
     assert release.files == {path: len(held) for path, held in content_of(packed).items() if path != "release.json"}
     assert json.loads((packed / "training_arguments.json").read_text()) == release.stages[-1].arguments
     assert {model.label for model in load_evaluation(packed / "evaluation").models} == {NAME, "stage2", "TF-IDF"}
-
-
-def test_the_model_is_the_runs_own(packed, trained_runs, sentences):
+    # The model is the run's own.
     expected = SentenceTransformer(str(trained_runs / "student/model")).encode(sentences)
     # That plain transformers give the same is what `verify` checks.
     for options in ({}, {"trust_remote_code": True}):
@@ -81,7 +82,7 @@ def test_packed_again_it_is_left_alone_and_from_elsewhere_too(packed, runs, capl
     shutil.rmtree(packed / ".cache")
 
 
-def test_other_options_and_a_changed_run_are_packed_again(runs, no_figures):
+def test_other_options_and_another_or_a_changed_run_are_packed_again(runs, no_figures, capsys):
     folder = runs / "packed" / NAME
     assert _pack(runs / "student") == 0
     assert _pack(runs / "student", "--author", "The Authors") == 0
@@ -90,9 +91,13 @@ def test_other_options_and_a_changed_run_are_packed_again(runs, no_figures):
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001\n", ""))
     assert _pack(runs / "student") == 0
     assert load_release(folder).author is None and "learning_rate" not in load_release(folder).stages[-1].given
-
-
-def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
+    # So are another licence with its text, a pruned model and a checkpoint.
+    words = ["--licence", "cc-by-nc-4.0"]
+    assert _pack(runs / "student", *words) == 2
+    assert "--licence-file" in capsys.readouterr().err
+    (runs / "licence.txt").write_text("You may.\n")
+    assert _pack(runs / "student", *words, "--licence-file", str(runs / "licence.txt")) == 0
+    assert (folder / "LICENSE").read_text() == "You may.\n" and load_release(folder).licence == "cc-by-nc-4.0"
     assert _pack(runs / "pruned", name="cut") == 0
     release = load_release(runs / "packed/cut")
     assert [stage.name for stage in release.stages] == ["stage1", "pruned"] and release.stages[-1].steps is None
@@ -103,27 +108,15 @@ def test_a_pruned_model_and_a_checkpoint_can_be_packed(runs, no_figures):
     assert not {"optimizer.pt", "scheduler.pt", "trainer_state.json"} & content_of(runs / "packed/half").keys()
 
 
-def test_another_licence_comes_with_its_text(runs, capsys, no_figures):
-    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0") == 2
-    assert "--licence-file" in capsys.readouterr().err
-    text = runs / "licence.txt"
-    text.write_text("You may.\n")
-    assert _pack(runs / "student", "--licence", "cc-by-nc-4.0", "--licence-file", str(text)) == 0
-    assert (runs / "packed" / NAME / "LICENSE").read_text() == "You may.\n"
-    assert load_release(runs / "packed" / NAME).licence == "cc-by-nc-4.0"
-
-
 def test_a_prompt_that_was_set_after_training_is_packed_and_on_the_card(trained_runs, runs, monkeypatch, no_figures):
     shutil.copyfile(trained_runs.parent / "recipe.yaml", runs.parent / "recipe.yaml")
     monkeypatch.chdir(runs.parent)
     words = ["recipe.yaml", "--stage", "student", "--resume", "--query_instruction", "Turn it around."]
     assert run_stage(words) == 0
     folder = pack(runs / "student", runs.parent / NAME, PackOptions(NAME))
-    prompt = "Instruct: Turn it around.\nQuery: "
-    assert load_release(folder).prompts["query"] == prompt
+    assert load_release(folder).prompts["query"] == "Instruct: Turn it around.\nQuery: "
     card = (folder / "README.md").read_text()
     assert '| `query` | `"Instruct: Turn it around.\\nQuery: "` |' in card
-    assert "`Turn it around.`" in next(line for line in card.splitlines() if line.startswith("| `query_instruction`"))
     # What was measured was measured with it.
     assert load_evaluation(folder / "evaluation").scores
     assert examine(folder, QUICK).faults == ()
@@ -171,14 +164,12 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, refuses):
     assert not output.exists()
 
 
+SAVED = ["config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json"]
+SAVED += ["1_Pooling/config.json", "training_arguments.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("content", [None, "{"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json"),
-        *("1_Pooling/config.json", "training_arguments.json", "model.safetensors"),
-    ],
-)
+@pytest.mark.parametrize("name", SAVED)
 def test_a_model_with_a_missing_or_damaged_file_is_refused(runs, tmp_path, refuses, name, content):
     path = runs / "student/model" / name
     path.unlink() if content is None else path.write_text(content)
@@ -200,29 +191,28 @@ def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuse
 
 
 def test_only_a_release_is_replaced(runs, tmp_path, refuses, no_figures):
-    output = tmp_path / "out"
+    output, thesis = tmp_path / "out", tmp_path / "other/thesis.tex"
     output.mkdir()
     pack(runs / "student", output, PackOptions(NAME))
     (output / "README.md").write_text("My own card.\n")
-    with refuses(output, "README.md was changed since it was packed"):
-        pack(runs / "student", output, PackOptions(NAME))
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for folder, part in (
+        (output, "README.md was changed since it was packed"),
+        (thesis.parent, "no packed model"),
+        (thesis, "no packed model"),
+        (runs / "student", "holds model, which is read"),
+    ):
+        with refuses(folder, part):
+            pack(runs / "student", folder, PackOptions(NAME))
     assert (output / "README.md").read_text() == "My own card.\n"
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    with refuses(other, "no packed model"):
-        pack(runs / "student", other, PackOptions(NAME))
-    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
-    with refuses("thesis.tex", "no packed model"):
-        pack(runs / "student", other / "thesis.tex", PackOptions(NAME))
-    with refuses(runs / "student", "holds model, which is read"):
-        pack(runs / "student", runs / "student", PackOptions(NAME))
+    assert [*thesis.parent.iterdir()] == [thesis] and thesis.read_text() == "years of work"
 
 
 def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, monkeypatch, capsys, refuses, no_figures):
     output = pack(runs / "stage2", tmp_path / "before", PackOptions(NAME))
     before = content_of(output)
-    change_weights(runs / "stage2/model/model.safetensors", lambda _, tensor: tensor * torch.nan)
+    change_weights(runs / "stage2/model/model.safetensors", lambda _, tensor: tensor * float("nan"))
     with refuses("NaN"):
         pack(runs / "stage2", output, PackOptions(NAME))
     assert content_of(output) == before and not list(tmp_path.glob(".*"))
@@ -234,3 +224,109 @@ def test_a_fault_leaves_the_release_before_and_no_half_of_one(runs, tmp_path, mo
     assert main(["pack", str(runs / "pruned"), "--name", NAME, "--output", str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+# Licences
+
+
+def relicense(runs, **licences):
+    path = runs.parent / "data/manifest.yaml"
+    content = yaml.safe_load(path.read_text())
+    for source in content["sources"]:
+        given = licences.get(source["task_type"], source.get("licence"))
+        source.pop("licence", None) if given is None else source.update(licence=given)
+    path.write_text(yaml.safe_dump(content))
+
+
+def card(folder, named):
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{f'license: {named}' if named else 'tags: [a]'}\n---\n\n# A model\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [("retrieval", "CC-BY-NC-4.0"), ("classification", GETTEXT), ("classification", None)],
+)
+def test_other_sources_are_asked_about(runs, capsys, kind, given, no_figures):
+    relicense(runs, **{kind: given})
+    assert _pack(runs / "student") == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and "--licence is missing" in told and "--licence-file" in told
+    assert f"source tiny_{kind} ({given or 'no licence in the manifest'})" in told
+    assert not (runs / "packed" / NAME).exists()
+    assert CLDR.lower() in PERMISSIVE and GETTEXT.lower() not in PERMISSIVE
+    relicense(runs, retrieval=CLDR, clustering="MIT", classification="CC0-1.0")
+    assert _pack(runs / "student") == 0
+    assert load_release(runs / "packed" / NAME).licence == "apache-2.0"
+
+
+def test_a_collection_of_another_folder_tells_no_licence(runs, capsys, no_figures):
+    data = runs.parent / "data"
+    content = yaml.safe_load((data / "manifest.yaml").read_text())
+    (retrieval,) = (each for each in content["sources"] if each["task_type"] == "retrieval")
+    content["sources"].remove(retrieval)
+    other, source = data / "free/other.parquet", data / "bought/tiny_retrieval.parquet"
+    for file, given in ((other, "MIT"), (source, "proprietary")):
+        file.parent.mkdir()
+        file.touch()
+        name = file.parent.name
+        collection = {"name": name, "files": [f"{name}/*.parquet"], "licence": given, "each_file": True}
+        content["sources"].append({**retrieval, **collection})
+    (data / "manifest.yaml").write_text(yaml.safe_dump(content))
+    assert _pack(runs / "student") == 2
+    assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
+    # Nor does it when the files of both are gone, or the right entry is.
+    for gone in (other, source):
+        gone.unlink()
+        assert _pack(runs / "student") == 2
+        assert "source tiny_retrieval (" in capsys.readouterr().err
+    other.touch()
+    content["sources"].pop()
+    (data / "manifest.yaml").write_text(yaml.safe_dump(content))
+    assert _pack(runs / "student") == 2
+    assert "source tiny_retrieval (no licence in the manifest)" in capsys.readouterr().err
+
+
+def test_earlier_data_and_sources_of_an_earlier_stage_and_of_the_teacher_count(runs, capsys, no_figures):
+    # Stage 1 alone reads this source; the student has it from there and from its teacher.
+    rewrite_recipe(runs / "student", sources="tiny_c*")
+    relicense(runs, retrieval="proprietary")
+    assert _pack(runs / "student") == 2
+    assert "source tiny_retrieval (proprietary)" in capsys.readouterr().err
+    # Neither recipe nor manifest names what was read before a change.
+    relicense(runs, retrieval="MIT")
+    note_changes(runs / "stage1", check_data(runs / "stage1/data.json", {"other": "0"}, True), None)
+    assert _pack(runs / "student") == 2
+    assert "the data of stage1 (changed while it was trained)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "named"), [("model", "mit"), ("model", None), ("teacher", "apache-2.0"), ("teacher", "llama3")]
+)
+def test_what_it_started_or_learnt_from_must_allow_it(runs, tmp_path, capsys, key, named, no_figures):
+    rewrite_recipe(runs / "stage1", **{key: card(tmp_path / "their-model", named)})
+    assert _pack(runs / "stage1") == (0 if named in PERMISSIVE else 2)
+    refused = f"model their-model ({named or 'no licence on a card here'})" in capsys.readouterr().err
+    assert refused == (named not in PERMISSIVE)
+
+
+def test_a_start_on_the_hub_is_known_by_its_card_in_the_cache(runs, tmp_path, capsys, hub_cache, no_figures):
+    rewrite_recipe(runs / "stage1", model="org/tiny-base")
+    assert _pack(runs / "stage1") == 2
+    assert "model org/tiny-base (no licence on a card here)" in capsys.readouterr().err
+    put_in_cache(Path(card(tmp_path / "card", "apache-2.0")))
+    assert _pack(runs / "stage1") == 0
+
+
+def test_a_merged_model_has_the_sources_of_its_parents(runs, capsys, no_figures):
+    assert merge([str(runs / "stage2"), "--output", str(runs / "soup")]) == 0
+    assert _pack(runs / "soup") == 0
+    relicense(runs, clustering="proprietary")
+    assert _pack(runs / "soup") == 2
+    assert "source tiny_clustering (proprietary)" in capsys.readouterr().err
+    # Of a parent that is gone nothing is known.
+    relicense(runs, clustering="MIT")
+    (runs / "stage2/model/config.json").unlink()
+    assert _pack(runs / "soup") == 2
+    assert "model stage2/model (no licence on a card here)" in capsys.readouterr().err

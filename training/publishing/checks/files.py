@@ -19,7 +19,7 @@ from training.models.model_ref import base_revision
 from training.publishing.adapter import BaseModel, adapter_fields, cached_base, read_adapter_files, read_base
 from training.publishing.card import CARD
 from training.publishing.model_files import ADAPTER_CONFIG, AUTO_MAP, CONFIG, ModelFiles, read_model_files
-from training.publishing.record import RECORD, ModelRelease, changed_files, load_release
+from training.publishing.record import RECORD, ModelRelease, changed_files, contents_of, load_release
 from training.publishing.states import is_hub_name
 
 REPACK = "pack the run again"
@@ -109,7 +109,7 @@ def check_contents(packed: PackedFolder) -> Iterator[Finding]:
         elif path.is_symlink() and path.resolve().parent != blobs:
             yield Finding(file, "is a link: its target would not be uploaded", "copy the file here")
     # Scores hold for the weights that were packed only.
-    for file in changed_files(packed.path):
+    for file in changed_files(vars(packed.release), contents_of(packed.path)):
         yield Finding(file, f"was changed, added or deleted since {RECORD} was written")
 
 

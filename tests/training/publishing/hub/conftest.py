@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from tests.hub_server import load_worker
 from tests.hub_server.client import environment
 from tests.training.publishing.packed import NAME, write_packed
 from tests.training.recipes import write_sources
@@ -74,3 +76,27 @@ def kill_when_met(hub_server, tmp_path):
             process.wait()
 
     return run
+
+
+@pytest.fixture
+def run_python(hub_server, tmp_path):
+    """Runs a Python program that knows only this Hub, and returns what it printed."""
+
+    def run(*words):
+        known = {"env": environment(hub_server, tmp_path / "home"), "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *map(str, words)], timeout=120, **known)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def load_back(run_python, tmp_path):
+    """What ``load_worker`` loads of a model, and of a dataset if one is named."""
+
+    def load(*words):
+        run_python(load_worker.__file__, tmp_path / "loaded.npz", *words)
+        return np.load(tmp_path / "loaded.npz")
+
+    return load

@@ -58,8 +58,7 @@ def test_every_checkpoint_is_uploaded_though_all_but_one_are_deleted(uploads, hu
     repository = hub_server.repository(REPO)
     assert repository.files("run-step-000010")["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
     assert {*json.loads(repository.files("main")["checkpoints.json"])["revisions"]} == REVISIONS
-    for name, commit in repository.moves:
-        assert name not in REVISIONS or commit == repository.branches[name]
+    assert all(name not in REVISIONS or commit == repository.branches[name] for name, commit in repository.moves)
 
 
 @pytest.mark.parametrize("trouble", ["refuses", "hangs", "fails", "forbids"])
@@ -72,15 +71,13 @@ def test_a_hub_in_trouble_neither_stops_nor_changes_the_training(
     monkeypatch.setattr(callback, "_LAST_SECONDS", 0.5)
     what = {"refuses": {"cut_after": 0}, "hangs": {"delay": 5.0}, "fails": {"status": 503}, "forbids": {"status": 403}}
     hub_server.faults.add("", "/commit/" if trouble == "forbids" else "/", times=None, **what[trouble])
+    began = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        began = time.monotonic()
         assert main([str(uploads)]) == 0
-        assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60
     check_same_weights(tmp_path / "run", tmp_path / "plain" / "run")
     assert pending(uploads) == ["checkpoint-5", "checkpoint-10"]
-    last = caplog.messages[-1]
-    assert "not uploaded yet: checkpoint-5, checkpoint-10" in last and f"--repo {REPO}" in last
-    assert TOKEN not in caplog.text
+    assert "not uploaded yet: checkpoint-5, checkpoint-10; run: " in caplog.messages[-1] and TOKEN not in caplog.text
     assert caplog.text.count("no further checkpoints are uploaded in this run") == (trouble == "forbids")
 
 
@@ -107,19 +104,17 @@ def test_a_login_that_cannot_work_is_refused_at_the_start(uploads, hub_server, t
     assert not list((uploads.parent / "run").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("full", ["queue", "disk"])
-def test_a_full_queue_or_disk_is_logged_and_costs_nothing_else(tmp_path, caplog, monkeypatch, full):
+def test_a_full_queue_or_disk_is_logged_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
     def add(checkpoint):
         raise OSError(28, "No space left on device")
 
     pushing = PushCheckpoints(REPO, tmp_path)
     monkeypatch.setattr(checkpoints, "QUEUE_LIMIT", 0)
-    if full == "disk":
+    for reason in ("0 checkpoints are in the queue already", "[Errno 28]"):
+        with caplog.at_level(logging.WARNING):
+            pushing.on_save(None, TrainerState(global_step=3), TrainerControl())
+        assert f"checkpoint-3 is not uploaded: {reason}" in caplog.text
         monkeypatch.setattr(pushing.queue, "add", add)
-    with caplog.at_level(logging.WARNING):
-        pushing.on_save(None, TrainerState(global_step=3), TrainerControl())
-    reason = "0 checkpoints are in the queue already" if full == "queue" else "[Errno 28]"
-    assert f"checkpoint-3 is not uploaded: {reason}" in caplog.text
 
 
 def wait_until(holds):

@@ -34,10 +34,9 @@ def command(request, packed_run, tmp_path):
     data = request.param == "push-data"
     folder = request.getfixturevalue("released" if data else "packed")
     repo = "org/tiny-data" if data else f"org/{NAME}"
-    where = ["--org", "org"] if request.param == "push-family" else ["--repo", repo]
-    more = ["--revision", "v1"] if request.param == "push" else []
+    where = {"push": ["--repo", repo, "--revision", "v1"], "push-family": ["--org", "org"]}
+    words = [request.param, str(folder), *where.get(request.param, ["--repo", repo]), "--tag", "v1.0"]
     large = next(folder.glob("**/*.parquet" if data else "model.safetensors"))
-    words = [request.param, str(folder), *where, *more, "--tag", "v1.0"]
     return Command(words, large, repo, "dataset" if data else "model")
 
 
@@ -53,7 +52,7 @@ def state_of(hub_server, command):
 
 @pytest.fixture
 def wanted(command, hub_server, waits):
-    """What the command publishes without faults. The Hub is empty again, and nobody waits."""
+    """What the command publishes without faults; then the Hub is empty again."""
     assert main(command.words) == 0
     wanted = state_of(hub_server, command)
     hub_server.store.repositories.clear()
@@ -75,8 +74,7 @@ def wanted(command, hub_server, waits):
 def test_faults_that_pass_cost_nothing(command, wanted, hub_server, method, path, what):
     fault = hub_server.faults.add(method, path, **what)
     assert main(command.words) == 0
-    assert fault.met
-    assert state_of(hub_server, command) == wanted
+    assert fault.met and state_of(hub_server, command) == wanted
 
 
 @pytest.mark.parametrize("path", ["/commit/", "storage", "/(branch|tag)/"])
@@ -108,6 +106,12 @@ def test_a_dry_run_shows_all_and_needs_neither_login_nor_network(command, hub_se
     assert content_of(folder) == before and hub_server.log == []
 
 
+def assert_nothing_visible(hub_server, command):
+    repository = hub_server.repository(command.repo, command.kind)
+    assert repository.files() == {} and not repository.tags
+    assert all(name == "main" or name.endswith(".partial") for name in repository.branches)
+
+
 _SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("push-data", "push-checkpoints")]
 
 
@@ -115,15 +119,12 @@ _SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("push-data", "p
 def test_a_killed_command_leaves_nothing_visible_and_the_next_completes(command, wanted, hub_server, kill_when_met):
     slow = hub_server.faults.add("PUT", "storage", delay=60)
     kill_when_met(slow, publish.__file__, *command.words)
-    repository = hub_server.repository(command.repo, command.kind)
-    assert repository.files() == {} and not repository.tags
-    assert all(name == "main" or name.endswith(".partial") for name in repository.branches)
+    assert_nothing_visible(hub_server, command)
     assert main(command.words) == 0
     assert state_of(hub_server, command) == wanted
 
 
 def flip(path):
-    """Change the last byte of a file."""
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
@@ -157,9 +158,7 @@ def test_a_large_file_that_changes_is_not_published(command, wanted, hub_server,
     assert main(command.words) == (1 if command.words[0] == "push-family" else 2)
     shown = capsys.readouterr()
     assert f"{command.large.name}: was changed while it was uploaded" in shown.out + shown.err
-    repository = hub_server.repository(command.repo, command.kind)
-    assert repository.files() == {} and not repository.tags
-    assert all(name == "main" or name.endswith(".partial") for name in repository.branches)
+    assert_nothing_visible(hub_server, command)
 
 
 @pytest.mark.parametrize("command", ["push"], indirect=True)

@@ -30,8 +30,7 @@ def stored(repo, hub_server):
 
 def test_publish_is_exact_and_does_nothing_the_second_time(repo, stored, tmp_path):
     commit = repo.write_branch(FILES, "Release")
-    assert stored.files() == FILES
-    assert stored.branches == {"main": commit}
+    assert stored.files() == FILES and stored.branches == {"main": commit}
     for path, content in FILES.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
@@ -41,8 +40,7 @@ def test_publish_is_exact_and_does_nothing_the_second_time(repo, stored, tmp_pat
     assert stored.find("main").parent == commit != second
     fewer = {"README.md": b"# New\n", "model.safetensors": LARGE}
     repo.write_branch(fewer, "Fewer")
-    assert stored.files() == fewer
-    assert ".gitattributes" in stored.find("main").tree
+    assert stored.files() == fewer and ".gitattributes" in stored.find("main").tree
 
 
 def test_what_is_there_can_be_read_but_not_from_the_cache(repo, hub, hub_server):
@@ -64,8 +62,7 @@ def test_a_new_branch_appears_whole(repo, stored):
     stored.move(f"{NEW}.partial", stored.branches["main"])
     stored.commit(f"{NEW}.partial", "half", {"half.txt": stored.add_blob(b"half")}, [])
     commit = repo.write_branch(files, "Step 5000", NEW)
-    assert stored.files(NEW) == files
-    assert stored.files() == FILES
+    assert stored.files(NEW) == files and stored.files() == FILES
     assert set(stored.branches) == {"main", NEW}
     assert [to for name, to in stored.moves if name == NEW] == [commit]
 
@@ -75,13 +72,11 @@ def test_an_interrupted_upload_is_completed_without_sending_all_again(repo, stor
     hub_server.faults.add("PUT", "storage", skip=2, times=None, cut_after=1000)
     with pytest.raises(HubUnavailableError, match=f"preupload lfs files of {REPO}"):
         repo.write_branch(SHARDS, "Step", NEW)
-    assert NEW not in stored.branches
-    assert stored.files() == FILES
+    assert NEW not in stored.branches and stored.files() == FILES
     hub_server.faults.clear()
     sent = len(hub_server.requests("PUT", "storage"))
     repo.write_branch(SHARDS, "Step", NEW)
-    assert stored.files(NEW) == SHARDS
-    assert set(stored.branches) == {"main", NEW}
+    assert stored.files(NEW) == SHARDS and set(stored.branches) == {"main", NEW}
     assert len(hub_server.requests("PUT", "storage")) == sent + 1
 
 
@@ -145,9 +140,7 @@ def test_repositories_are_created_once_and_private_if_asked(repo, hub, hub_serve
     [
         ("/commit/", 402, "make room there"),
         ("objects/batch", 403, "this login may not do it"),
-        ("/repos/create", 403, "this login may not do it"),
         ("/resolve/", 403, "the storage of its owner is full"),
-        ("objects/batch", 413, "make room there"),
         ("/repos/create", 422, "an injected fault"),
     ],
 )
@@ -170,4 +163,4 @@ def test_a_wrong_login_is_explained_and_no_token_quoted(hub_server, tmp_path, to
 def test_an_offline_client_is_explained(hub, refuses, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with refuses("offline", "HF_HUB_OFFLINE"):
-        HubRepository(Hub(), REPO).ensure()
+        HubRepository(hub, REPO).ensure()
