@@ -159,10 +159,8 @@ class PublishedFile:
         there = len(self.negatives)
         if there < negatives:
             what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
-            remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
-            raise UserError(
-                f"{what}; {remedy}, leave the source out, or add columns (training/mine.py finds negatives)"
-            )
+            remedy = f"write 'num_hard_negatives_{task_type}: {there}', leave the source out or mine (training/mine.py)"
+            raise UserError(f"{what}; {remedy}")
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)

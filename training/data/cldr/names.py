@@ -43,6 +43,9 @@ class CldrNames:
     texts: tuple[str, ...]
     concept: Rows  # index of each row into concepts
     language: Rows  # index of each row into languages
+    is_english: Mask  # of each row
+    kind: Rows  # index of each row into KINDS
+    group: Rows  # number of the language and kind of each row
     text_id: Rows  # number of the normal form of each row's text, which other spellings share
     draw_key: Keys  # key of each row for draws
     concepts: tuple[tuple[str, str], ...]  # (kind, CLDR code); each one has an English name
@@ -51,25 +54,10 @@ class CldrNames:
     scripts: tuple[str, ...]  # ISO 15924 code of the script of each language
 
     @cached_property
-    def is_english(self) -> Mask:
-        """Whether each row is in English, shape (names,)."""
-        return self.language == self.languages.index(ENGLISH)
-
-    @cached_property
     def english(self) -> Rows:
         """The row of the English name of each concept, shape (concepts,)."""
         rows = np.flatnonzero(self.is_english)
         return rows[np.argsort(self.concept[rows])]
-
-    @cached_property
-    def kind(self) -> Rows:
-        """The index of each row into ``KINDS``, shape (names,)."""
-        return np.array([KINDS.index(kind) for kind, _ in self.concepts])[self.concept]
-
-    @cached_property
-    def group(self) -> Rows:
-        """A number for the language and kind of each row, shape (names,)."""
-        return self.language * len(KINDS) + self.kind
 
     @cached_property
     def kinds_named(self) -> Rows:
@@ -133,11 +121,16 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
                 rows.append((name, position, len(kept), "|".join((*concept, identifier))))
         kept.append(described)
 
-    texts, concept, language, labels = zip(*rows, strict=True)
+    texts, *numbers, labels = zip(*rows, strict=True)
+    concept, language = np.array(numbers, dtype=np.intp)
+    kind = np.array([KINDS.index(kind) for kind, _ in concepts])[concept]
     return CldrNames(
         texts,
-        np.array(concept, dtype=np.intp),
-        np.array(language, dtype=np.intp),
+        concept,
+        language,
+        language == [identifier for identifier, *_ in kept].index(ENGLISH),
+        kind,
+        language * len(KINDS) + kind,
         pd.factorize(np.array([normalise(text) for text in texts], dtype=object))[0],
         keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
         concepts,

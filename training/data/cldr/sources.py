@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ _NO_ROWS = np.empty(0, dtype=np.intp)
 
 Drawn = tuple[Rows, Rows, Rows]
 Pools = Callable[[int], tuple[Rows, Rows]]
+_write_parquet = partial(pq.write_table, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 @builder("cldr", format=_FORMAT, babel=babel.__version__)
@@ -87,10 +89,6 @@ def build_cldr(
     _write_parquet(pa.table({"passage": pa.array(candidates, type=pa.string())}), folder / "candidates.parquet")
     counted = {"names": len(names.texts), "languages": len(names.languages), "held_out": len(rows)}
     return {**counted, "rows": counts, "dropped": dropped}
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: Rows) -> tuple[pa.Table, list[str]]:

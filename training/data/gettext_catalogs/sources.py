@@ -20,13 +20,7 @@ from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.builders import builder
 from training.data.cldr.draws import Keys, Mask, Rows, first_distinct, for_purpose, grouped
 from training.data.cleaning.normalise import normalise
-from training.data.gettext_catalogs.messages import (
-    LOCALE_DIRS,
-    clean_pair,
-    find_catalogs,
-    program_of,
-    read_messages,
-)
+from training.data.gettext_catalogs.messages import LOCALE_DIRS, clean_pair, find_catalogs, program_of, read_messages
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
 
@@ -78,9 +72,8 @@ def build_gettext(
     corpus, folders = read_corpus(locale_dirs, seed, held_out_share), ", ".join(locale_dirs)
     training, held_out = corpus.split()
     if not len(training) or not len(held_out):
-        raise UserError(
-            f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; {_MORE_PROGRAMS}"
-        )
+        there = f"{len(training)} messages to train on and {len(held_out)} to hold out"
+        raise UserError(f"{folders}: {there}; {_MORE_PROGRAMS}")
     negatives = Negatives(corpus, training, num_negatives)
     translated = _evenly(corpus, training, rows_per_language)
     paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, pairs_per_language))
@@ -99,9 +92,8 @@ def build_gettext(
             codes = sorted({corpus.languages[language][0] for language in languages})
             entries.append({**entry, "instruction": _INSTRUCTIONS[name], "languages": codes, "licence": LICENCE})
     if not entries:
-        raise UserError(
-            f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', or {_MORE_PROGRAMS}"
-        )
+        fault = f"no message has {num_negatives} others beside it; lower 'num_negatives'"
+        raise UserError(f"{folders}: {fault}, or {_MORE_PROGRAMS}")
     write_manifest(folder / MANIFEST, entries)
     chosen = _evenly(corpus, held_out, held_out_per_language)
     write_parquet(folder / "held_out.parquet", _tables(corpus, chosen, corpus.english(chosen)))
@@ -185,13 +177,11 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
     languages, domains = (sorted({each[column] for each in known}) for column in (0, 1))
     held_out = _held_out(domains, seed, held_out_share)
     if held_out.all() or not held_out.any():
-        raise UserError(
-            f"{', '.join(map(str, folders))}: message catalogs of {len(domains)} programs, too few to train on some "
-            f"and hold others out; {_MORE_PROGRAMS}"
-        )
+        fault = f"message catalogs of {len(domains)} programs, too few to train on some and hold others out"
+        raise UserError(f"{', '.join(map(str, folders))}: {fault}; {_MORE_PROGRAMS}")
     frame = pd.DataFrame(rows, columns=["english", "text", "language", "domain"])
-    frame["language"] = frame["language"].map({name: number for number, name in enumerate(languages)})
-    frame["domain"] = frame["domain"].map({name: number for number, name in enumerate(domains)})
+    for column, names in (("language", languages), ("domain", domains)):
+        frame[column] = frame[column].map({name: number for number, name in enumerate(names)})
     # A translation that a held-out program shares with another one counts as that of the other one.
     frame["held_out"] = held_out[frame["domain"].to_numpy(dtype=np.intp)]
     frame = frame.sort_values(["language", "held_out"], kind="stable", ignore_index=True)
@@ -264,10 +254,8 @@ def _in_other_languages(corpus: Corpus, pool: Rows, rows: Rows) -> tuple[Rows, R
 
 
 def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
-    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on.
-
-    Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
-    """
+    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on."""
+    # Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
     columns = {"language": corpus.language[rows], "domain": corpus.domain[rows], "key": corpus.key[rows]}
     frame = pd.DataFrame(columns, index=rows).sort_values("key")
     frame["nth"] = frame.groupby(["language", "domain"]).cumcount()
@@ -276,10 +264,9 @@ def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
 
 
 class Negatives:
-    """Draws hard negatives: other messages of the same program that share words with the message.
+    """Draws hard negatives: other messages of the program that share words, and no translation in any language.
 
-    Two messages with a translation in common in any language are not negatives of each other. ``rows`` are the
-    translations that may appear in training.
+    ``rows`` are the translations that may appear in training.
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:

@@ -100,9 +100,8 @@ def mine(
 ) -> dict[str, Any]:
     """Mine the negatives of each source among its own passages, and return the content of ``mining.json``.
 
-    The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Sources that are finished
-    with the same input and options are not mined again, and other sources in the folder stay. A killed run continues
-    where it was. If no row is left of any source, earlier results stay.
+    The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Finished, unchanged
+    sources are not mined again, and other sources in the folder stay. A killed run continues where it was.
 
     ``miner`` is a model from :func:`training.models.encoders.find_miner`. The pairs of ``bitext`` sources are
     translations, which are never negatives of each other. ``others`` are listed in the new manifest, not mined.
@@ -186,10 +185,8 @@ def _read(source: Source, top: int) -> dict[str, Numbered]:
     rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
     passages = len(rows["passage"].ids)
     if passages < top:
-        raise UserError(
-            f"source {source.name!r}: its {passages} distinct passages are fewer than top {top}; "
-            "lower --top or leave the source out of --sources"
-        )
+        fault = f"its {passages} distinct passages are fewer than top {top}"
+        raise UserError(f"source {source.name!r}: {fault}; lower --top or leave the source out of --sources")
     return rows
 
 
@@ -276,13 +273,12 @@ class MiningTasks:
         description = f"{self.source.name}: {what}"
         return tqdm(total=total, desc=description, unit=unit, position=task, disable=None if total else True)
 
-    @property
-    def _instruction(self) -> str | None:
-        return self.source.instruction if self.options.instruction else None
+    def _instruction(self, side: str) -> dict[str, Any]:
+        own = self.source.instruction if self.options.instruction else None
+        return {"instruction": own} if side == "query" else {}
 
     def _cache(self, side: str) -> EmbeddingCache:
-        made_by = {"role": side, **self.miner.made_by()}
-        return EmbeddingCache(self.cache, made_by | ({"instruction": self._instruction} if side == "query" else {}))
+        return EmbeddingCache(self.cache, {"role": side, **self.miner.made_by(), **self._instruction(side)})
 
     def _located(self, side: str) -> Located:
         return self._cache(side).locate(*load_arrays(self._arrays, side))
@@ -300,12 +296,8 @@ class MiningTasks:
             chunks = [start + np.flatnonzero(missing[start : start + CHUNK_TEXTS]) for start in starts]
             with self._bar(sum(map(len, chunks)), f"embed {side}", "text", task) as bar:
                 for numbers in filter(len, chunks):
-                    texts = store.take(numbers).tolist()
-                    if side == "query":
-                        vectors = self.miner.embed_queries(texts, self._instruction)
-                    else:
-                        vectors = self.miner.embed_passages(texts)
-                    cache.add(ids[numbers], vectors)
+                    embed = self.miner.embed_queries if side == "query" else self.miner.embed_passages
+                    cache.add(ids[numbers], embed(store.take(numbers).tolist(), **self._instruction(side)))
                     bar.update(len(numbers))
 
     def _results(self) -> list[Path]:
@@ -318,43 +310,32 @@ class MiningTasks:
         left = [(block, path) for block, path in enumerate(self._results()) if block % self.tasks == task]
         left = [(block * BLOCK_QUERIES, path) for block, path in left if not path.exists()]
         queries, passages = (self._located(side) for side in SIDES)
+        names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
+        (pair_query, pair_passage), form, group, passage_form, passage_group = load_arrays(self._arrays, *names)
         firsts = range(0, len(passages.file), self.shard_texts)
-        index: ShardIndex | None = None
-
-        def shards() -> Iterator[ShardIndex]:
-            nonlocal index
-            for first in firsts:
-                if index is None or index.first != first:
-                    # Freed before the next one is read: two may not fit.
-                    index = None
-                    index = ShardIndex(passages.read(first, first + self.shard_texts), first, self.search)
-                yield index
-
+        shard: ShardIndex | None = None
         total = sum(len(queries.file[start : start + BLOCK_QUERIES]) for start, _ in left) * len(firsts)
         with self._bar(total, "search", "query", task) as bar:
             for start, path in left:
-                self._search_block(path, start, queries.read(start, start + BLOCK_QUERIES), shards(), bar)
-
-    def _search_block(
-        self, path: Path, start: int, vectors: NDArray[np.float32], shards: Iterator[ShardIndex], bar: tqdm
-    ) -> None:
-        names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
-        (pair_query, pair_passage), form, group, passage_form, passage_group = load_arrays(self._arrays, *names)
-        own = slice(start, start + len(vectors))
-        pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
-        owner, positive = pair_query[pairs] - start, pair_passage[pairs]
-        score = np.zeros(len(positive), dtype=np.float32)
-        nearest: list[Nearest] = []
-        for shard in shards:
-            nearest = [merge([*nearest, shard.search(vectors, self.window, bar.update)], self.window)]
-            here = np.flatnonzero((positive >= shard.first) & (positive < shard.first + len(shard.vectors)))
-            for some in np.split(here, range(_PAIRS, len(here), _PAIRS)):
-                passages = shard.vectors[positive[some] - shard.first]
-                score[some] = pair_scores(vectors[owner[some]], passages[:, None])[:, 0]
-            del shard
-        relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
-        negatives, refused = choose_negatives(nearest[0], relations, self.options)
-        save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
+                vectors = queries.read(start, start + BLOCK_QUERIES)
+                own = slice(start, start + len(vectors))
+                pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
+                owner, positive = pair_query[pairs] - start, pair_passage[pairs]
+                score = np.zeros(len(positive), dtype=np.float32)
+                nearest: list[Nearest] = []
+                for first in firsts:
+                    if shard is None or shard.first != first:
+                        # Freed before the next one is read: two may not fit.
+                        shard = None
+                        shard = ShardIndex(passages.read(first, first + self.shard_texts), first, self.search)
+                    nearest = [merge([*nearest, shard.search(vectors, self.window, bar.update)], self.window)]
+                    here = np.flatnonzero((positive >= first) & (positive < first + len(shard.vectors)))
+                    for some in np.split(here, range(_PAIRS, len(here), _PAIRS)):
+                        texts = shard.vectors[positive[some] - first]
+                        score[some] = pair_scores(vectors[owner[some]], texts[:, None])[:, 0]
+                relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
+                negatives, refused = choose_negatives(nearest[0], relations, self.options)
+                save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
         """Write the rows with their negatives, in order and with all their other columns; no file without rows.
@@ -377,9 +358,8 @@ class MiningTasks:
                     row += len(batch)
                     own = batch.select(names).to_pylist()
                     negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                    kept = [
-                        row for row, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None
-                    ]
+                    short = self.options.keep_short
+                    kept = [row for row, each in enumerate(negatives) if short or each[-1] is not None]
                     if not kept:
                         continue
                     columns = list(zip(*(negatives[row] for row in kept), strict=True))
