@@ -28,9 +28,6 @@ def write(tmp_path):
     return write
 
 
-# Keys
-
-
 def test_all_keys_arrive(write, tmp_path):
     given = {"symmetric": True, "languages": ["kor", "eng"], "cap": 80_000, "licence": "CC-BY-4.0", "category": "QA"}
     given |= {"task_type": "clustering", "stages": ["one"], "instruction_from": "v1"}
@@ -66,48 +63,24 @@ def test_wrong_key_or_value(write, refuses, key, value, parts):
         load_manifest(path)
 
 
-def test_faulty_entries(write, refuses):
+def test_faulty_entries_and_files(write, refuses, tmp_path):
     with refuses("manifest.yaml", "source 2", "b.parquet"):
         load_manifest(write(ENTRY, "b.parquet"))
     with refuses("manifest.yaml", "'faq'", "rename"):
         load_manifest(write(ENTRY, {**ENTRY, "files": "b_2.parquet"}))
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        (None, ["no such file"]),
-        ("sources: [\n", ["not valid YAML"]),
-        ("source: []\n", ["'source'", "did you mean 'sources'?"]),
-        ("sources: []", ["'sources'", "missing"]),
-        ("sources: {a: b}", ["'sources'"]),
-    ],
-)
-def test_faulty_file(tmp_path, refuses, content, parts):
-    path = tmp_path / "manifest.yaml"
-    if content is not None:
-        path.write_text(content)
-    with refuses(path, *parts):
+    path = tmp_path / "faulty.yaml"
+    with refuses(path, "no such file"):
         load_manifest(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "named"),
-    [
-        ("root", 5, "5"),
-        ("stage_caps", {"stageX": 5}, "'stageX'"),
-        ("stage_caps", {"one": 0}, "'one'"),
-        ("stage_rows", {"two": 5}, "'two'"),
-        ("published_language_rows", {"eng": "many"}, "'many'"),
-    ],
-)
-def test_faulty_key_beside_sources(write, refuses, key, value, named):
-    path = write({**ENTRY, "stages": ["one"]}, **{key: value})
-    with refuses(path, repr(key), named):
-        read_manifest(path)
-
-
-# Files
+    faults = {"sources: [\n": "not valid YAML", "source: []\n": "'source'; did you mean 'sources'?"}
+    for content, part in {**faults, "sources: []": "missing", "sources: {a: b}": "'sources'"}.items():
+        path.write_text(content)
+        with refuses(path, part):
+            load_manifest(path)
+    faults = [("root", 5, "5"), ("stage_rows", {"two": 5}, "two"), ("published_language_rows", {"eng": "many"}, "many")]
+    for key, value, named in [*faults, ("stage_caps", {"stageX": 5}, "stageX"), ("stage_caps", {"one": 0}, "one")]:
+        path = write({**ENTRY, "stages": ["one"]}, **{key: value})
+        with refuses(path, repr(key), named):
+            read_manifest(path)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +172,6 @@ def test_stage_takes_its_sources_under_its_cap(write, refuses):
     with refuses(path, "'four'", "one, three, two"):
         load_manifest(path, stage="four")
 
-
-# Selection and writing
 
 TYPES = {"web_kor": "retrieval", "web_deu": "retrieval", "sts": "clustering", "polarity": "classification"}
 SOURCES = [Source(name, [], task_type, "Find.") for name, task_type in TYPES.items()]

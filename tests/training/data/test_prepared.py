@@ -52,14 +52,7 @@ def test_pickle_holds_the_folder_only(prepared):
         assert isinstance(again.rows[split], np.memmap) and again.rows[split].tolist() == rows.tolist()
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"name": "faq"}'])
-def test_description_that_is_faulty(prepared, refuses, content):
-    (prepared.folder / DESCRIPTION).write_bytes(content)
-    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
-        PreparedSource(prepared.folder)
-
-
-def test_truncated_or_missing_array(prepared, refuses):
+def test_faulty_description_and_truncated_or_missing_array(prepared, refuses):
     for file in (TOKENS, SPLITS["train"], TEXT_OFFSETS):
         content = (prepared.folder / file).read_bytes()
         (prepared.folder / file).write_bytes(content[:-4])
@@ -69,6 +62,10 @@ def test_truncated_or_missing_array(prepared, refuses):
         with refuses(prepared.folder, "not a whole prepared source", file):
             PreparedSource(prepared.folder)
         (prepared.folder / file).write_bytes(content)
+    for content in (b"{", b"\xff", b"[]", b'{"name": "faq"}'):
+        (prepared.folder / DESCRIPTION).write_bytes(content)
+        with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
+            PreparedSource(prepared.folder)
 
 
 def test_the_table_has_aligned_columns_and_a_sum(prepared, write_source, run):

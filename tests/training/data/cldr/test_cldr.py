@@ -195,7 +195,4 @@ def test_names_do_not_depend_on_who_read_the_locale_before():
     own = {names.texts[row] for row in np.flatnonzero(~names.is_english)}
     assert 50 <= len(own) < len(inherited)
     assert localedata.load("nn")["languages"] is inherited
-
-
-def test_macrolanguages():
     assert macrolanguage("tl") == macrolanguage("fil") and macrolanguage("prs") == macrolanguage("fa_AF")

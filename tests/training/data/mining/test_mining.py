@@ -89,9 +89,6 @@ def small_units(monkeypatch):
     monkeypatch.setattr(mining, "BLOCK_QUERIES", 64)
 
 
-# The negatives
-
-
 @pytest.mark.parametrize(("use_faiss", "instruction"), [(False, True), (True, False)])
 def test_equals_mine_hard_negatives(source, folder, run, tmp_path, use_faiss, instruction):
     if use_faiss:
@@ -222,9 +219,6 @@ def test_other_spellings_are_not_negatives(tmp_path, run):
     assert report["refused"]["translation"] > 0
 
 
-# The same bytes
-
-
 def test_shards_search_and_tasks_change_nothing(source, run, tmp_path, small_units):
     pytest.importorskip("faiss")
     bitext = [write_pairs(tmp_path / "b", list(zip(PASSAGES[:60:2], PASSAGES[1:60:2], strict=True)), name="b")]
@@ -257,9 +251,6 @@ def test_processes_change_nothing(tmp_path, run, name):
     report = run(source, "two", options, miner, resources=Resources(executor=Executor(name, workers=2)))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert report["texts"] == {"embedded": 29_000, "cached": 0}
-
-
-# The cache and killed runs
 
 
 def test_second_run_encodes_only_what_is_new(source, run, tmp_path, small_units):

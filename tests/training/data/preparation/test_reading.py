@@ -20,10 +20,7 @@ from training.data.prepared import QUARANTINE, put_aside
 QWEN = "Instruct: {}\nQuery:{}".format
 
 
-# Rows and texts
-
-
-@pytest.mark.parametrize("negatives", [3, (2, 5), (5, 2, 3)])
+@pytest.mark.parametrize("negatives", [3, (5, 2, 3)])
 def test_raw_rows_decode_to_the_published_rows(write_source, run, decode, negatives):
     source = write_source(rows=100, negatives=negatives, symmetric=True)
     prepared = run(source, instructions=False, document_instruction_share=1.0)
@@ -81,9 +78,6 @@ def test_a_retrieval_source_without_negative_columns_has_none(write_source, run,
         run(few)
 
 
-# Instructions
-
-
 @pytest.mark.parametrize(("symmetric", "expected"), [(True, 0.3), (False, 0.0)])
 def test_share_of_documents_under_the_instruction(write_columns, run, decode, symmetric, expected):
     texts = [f"text {i}" for i in range(4000)]
@@ -121,9 +115,6 @@ def test_documents_carry_the_instruction_of_their_row(write_columns, run, decode
         assert row[1:] == tuple(instruct(own[query], text) if text in drawn else text for text in rest)
     everything = {*passages, "n", "m"}
     assert drawn == everything if share == 1 else drawn and drawn < everything
-
-
-# Bad rows
 
 
 @pytest.fixture
