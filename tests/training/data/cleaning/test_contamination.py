@@ -53,13 +53,8 @@ def test_whole_texts_are_apart_from_runs(tmp_path, texts):
     rows[6][1] = f"Well, {texts[1]}"
     rows[8] = [texts[7], f"{texts[7]}, {texts[7]}"]
     found = find(tmp_path, rows, evaluation_set(tmp_path, texts))
-    assert matches(found) == [
-        (3, "query", True),
-        (5, "passage", True),
-        (6, "passage", False),
-        (8, "passage", False),
-        (8, "query", True),
-    ]
+    parts = [(3, "query", True), (5, "passage", True), (6, "passage", False), (8, "passage", False), (8, "query", True)]
+    assert matches(found) == parts
 
 
 def test_every_set_and_column_is_named(tmp_path, texts):

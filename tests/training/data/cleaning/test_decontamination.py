@@ -36,9 +36,7 @@ def manifest(tmp_path):
     three[OVERLAP][1] = "so a b c d e f g h i j k l m n it is"
     folder = tmp_path / "sources"
     folder.mkdir()
-    (folder / "held_out.jsonl").write_text(
-        json.dumps({"text": "who was first"}) + "\n" + json.dumps({"text": "A b c d e f g h i j k l m n"}) + "\n"
-    )
+    (folder / "held_out.jsonl").write_text('{"text": "who was first"}\n{"text": "A b c d e f g h i j k l m n"}\n')
     return write_manifest(folder, {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}, cap=50, symmetric=True)
 
 

@@ -115,6 +115,5 @@ def test_two_commands_mine_once(miner, tmp_path):
         reports = list(pool.map(lambda _: mine([source], miner, tmp_path / "out", options), range(2)))
     # The one that waited found what the other had made, which embedded all texts.
     assert reports[0] == reports[1] and reports[0]["sources"]["pairs"]["kept"] > 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("embeddings", "manifest.yaml", "mining.json", "pairs.parquet")
-    ]
+    names = ["embeddings", "manifest.yaml", "mining.json", "pairs.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
