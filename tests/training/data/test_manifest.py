@@ -120,7 +120,7 @@ def collection(tmp_path, *names, root="data [v2]", **keys):
     return path
 
 
-def test_each_file_of_a_collection_is_a_source(tmp_path, refuses):
+def test_each_file_of_a_collection_is_a_source_in_any_folder(tmp_path, refuses):
     path = collection(tmp_path, "faq_kor.parquet", "faq_de-en.parquet", "faq_part2.parquet", cap=7, symmetric=True)
     sources = load_manifest(path)
     languages = {source.name: source.languages for source in sources}
@@ -133,6 +133,13 @@ def test_each_file_of_a_collection_is_a_source(tmp_path, refuses):
     path.write_text(yaml.safe_dump(content))
     with refuses(path, "'faq_de-en'", "'other'", "narrow its 'files'"):
         load_manifest(path)
+    path = collection(tmp_path, "faq_kor.parquet")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "faq_deu.parquet").touch()
+    assert [source.name for source in load_manifest(path, tmp_path / "elsewhere")] == ["faq_deu"]
+    fsspec.filesystem("memory").pipe("/manifest/faq_kor.parquet", b"PAR1")
+    (source,) = load_manifest(collection(tmp_path, root="memory://manifest"))
+    assert (source.name, str(source.files[0])) == ("faq_kor", "memory://manifest/faq_kor.parquet")
 
 
 def test_file_whose_name_has_no_language_gets_those_of_the_collection(tmp_path):
@@ -141,16 +148,6 @@ def test_file_whose_name_has_no_language_gets_those_of_the_collection(tmp_path):
     assert languages == {"faq_kor": ["kor"], "faq_x": ["kor", "deu"], "faq_fra": ["kor", "deu"]}
     path = collection(tmp_path, languages=["kor", "deu"], name_tells_language=False)
     assert [source.languages for source in load_manifest(path)] == [["kor", "deu"]] * 3
-
-
-def test_root_and_the_folder_given_instead(tmp_path):
-    path = collection(tmp_path, "faq_kor.parquet")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "faq_deu.parquet").touch()
-    assert [source.name for source in load_manifest(path, tmp_path / "elsewhere")] == ["faq_deu"]
-    fsspec.filesystem("memory").pipe("/manifest/faq_kor.parquet", b"PAR1")
-    (source,) = load_manifest(collection(tmp_path, root="memory://manifest"))
-    assert (source.name, str(source.files[0])) == ("faq_kor", "memory://manifest/faq_kor.parquet")
 
 
 def test_stage_takes_its_sources_under_its_cap(write, refuses):

@@ -24,7 +24,7 @@ def prepared(write_source, run):
     return run(source, validation_share=0.2, keep_texts=True)
 
 
-def test_opens_again_and_maps_its_arrays_read_only(prepared):
+def test_opens_and_unpickles_with_its_arrays_mapped_read_only(prepared):
     again = PreparedSource(str(prepared.folder))
     assert (again.name, again.task_type, again.num_negatives) == ("faq", "retrieval", 3)
     assert again.description["languages"] == ["kor"]
@@ -39,9 +39,6 @@ def test_opens_again_and_maps_its_arrays_read_only(prepared):
         assert isinstance(array, np.memmap) and array.dtype == np.dtype("<i4")
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
-
-
-def test_pickle_holds_the_folder_only(prepared):
     # A pickled memory map holds the whole array: each spawned loader worker would get a copy.
     pickled = pickle.dumps(prepared)
     assert len(pickled) < len(pickle.dumps(prepared.folder)) + 100

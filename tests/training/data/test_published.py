@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -207,16 +205,3 @@ def test_batch_of_long_texts_has_fewer_rows(tmp_path, rows, characters):
     sizes = [len(batch) for batch in PublishedFile(tmp_path / "a.parquet").batches()]
     assert sum(sizes) == rows
     assert max(sizes) == 8192 if characters == 10 else max(sizes) * characters * 2 <= max(32 << 20, 2 * characters)
-
-
-def test_first_batch_of_a_single_row_group_reads_a_part_of_it(tmp_path):
-    path = tmp_path / "a.parquet"
-    columns = {name: [os.urandom(250).hex() for _ in range(30_000)] for name in ("query", "passage", "negative_1")}
-    pq.write_table(pa.table(columns), path, row_group_size=30_000, compression="none")
-    assert pq.read_metadata(path).num_row_groups == 1
-    batches = PublishedFile(path).batches(10)
-    before = pa.total_allocated_bytes()
-    assert next(batches).columns["query"] == columns["query"][:10]
-    # A buffer and a page of each column, where the whole file is 45 MB.
-    assert pa.total_allocated_bytes() - before < 12_000_000
-    batches.close()

@@ -162,7 +162,7 @@ def test_every_configuration_loads(released, cldr_release, cache, streaming):
             assert list(rows) == pq.read_table(source.files[0]).to_pylist()
 
 
-def test_metadata(released, cldr_release):
+def test_metadata_and_tables(released, cldr_release, cldr):
     found = metadata(released)
     # faq_kor's rows without a code of their own are in the language of its name.
     assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
@@ -174,9 +174,6 @@ def test_metadata(released, cldr_release):
     real = metadata(cldr_release)
     assert (real["language"], real["license"], real["license_name"]) == (["de", "en", "sw"], "other", "unicode-3.0")
     assert real["pretty_name"] == "CLDR names"
-
-
-def test_tables_count_the_rows(released, cldr, cldr_release):
     languages = {code: cells[1] for code, cells in table(released, "code | language").items()}
     expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "tok": "10", "zxx": "7"}
     assert languages == expected

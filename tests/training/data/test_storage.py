@@ -97,7 +97,7 @@ def test_remote_file_is_fetched_in_ranges_and_closed(tmp_path, remote, monkeypat
     assert len(handles) == 3 and all(handle.closed for handle in handles)
 
 
-def test_a_file_is_hashed_once(local, tmp_path, monkeypatch):
+def test_a_file_is_hashed_once_and_a_remote_one_never(local, tmp_path, monkeypatch, remote):
     path, memory, opened, opener = local / "a.parquet", tmp_path / "memory", [], Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or opener(self, *a, **k))
     first = identity(path, memory)
@@ -114,9 +114,6 @@ def test_a_file_is_hashed_once(local, tmp_path, monkeypatch):
     for note in memory.iterdir():
         note.write_text("{")
     assert identity(path, memory) == identity(path, path / "no folder") == identity(path)
-
-
-def test_identity_of_a_remote_file(local, remote):
     (listed,) = DataFolder(remote).find("a.parquet")
     size = (local / "a.parquet").stat().st_size
     assert identity(listed) == identity(RemoteFile(str(listed))) == ("a.parquet", size, "")

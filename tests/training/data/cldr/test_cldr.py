@@ -57,7 +57,7 @@ def negatives_of(row):
     return [text for column, text in row.items() if column.startswith("negative_")]
 
 
-def test_manifest_and_columns(folder, sources):
+def test_manifest_columns_and_held_out_names(folder, sources, names, concepts_of):
     codes = {iso639_3(language) for language in LANGUAGES}
     entries = load_manifest(folder / MANIFEST)
     assert [source.name for source in entries] == list(SOURCES)
@@ -77,6 +77,17 @@ def test_manifest_and_columns(folder, sources):
     record = json.loads((folder / "build.json").read_text())
     assert record["dropped"]["cldr_territory_currency"] > 0
     assert record["rows"] == {name: len(rows) for name, rows in sources.items()}
+    rows = pq.read_table(folder / "held_out.parquet").to_pylist()
+    candidates = pq.read_table(folder / "candidates.parquet")["passage"].to_pylist()
+    english = {names.texts[row] for row in names.english}
+    assert len(candidates) == len(set(candidates)) and set(candidates) == english
+    assert 0.03 < len(rows) / len(names.texts) < 0.1
+    folded = set(map(normalise, english))
+    for row in rows:
+        assert row["passage"] in english and row["lang"] != "eng"
+        assert normalise(row["query"]) not in folded
+        assert {kind for kind, _ in concepts_of[normalise(row["query"])]} == {row["kind"]}
+    assert {("zho", "Hans"), ("srp", "Cyrl"), ("deu", "Latn")} <= {(row["lang"], row["script"]) for row in rows}
 
 
 def test_translations_are_right_and_their_negatives_wrong(sources, concepts_of):
@@ -122,20 +133,6 @@ def test_classes_do_not_mix(sources, names, concepts_of):
         assert {kind == "territory" for kind, _ in concepts_of[row["query"]]} == {is_territory}, row
         balance[row["lang"]] += 1 if is_territory else -1
     assert not any(balance.values())
-
-
-def test_held_out_names(folder, names, concepts_of):
-    rows = pq.read_table(folder / "held_out.parquet").to_pylist()
-    candidates = pq.read_table(folder / "candidates.parquet")["passage"].to_pylist()
-    english = {names.texts[row] for row in names.english}
-    assert len(candidates) == len(set(candidates)) and set(candidates) == english
-    assert 0.03 < len(rows) / len(names.texts) < 0.1
-    folded = set(map(normalise, english))
-    for row in rows:
-        assert row["passage"] in english and row["lang"] != "eng"
-        assert normalise(row["query"]) not in folded
-        assert {kind for kind, _ in concepts_of[normalise(row["query"])]} == {row["kind"]}
-    assert {("zho", "Hans"), ("srp", "Cyrl"), ("deu", "Latn")} <= {(row["lang"], row["script"]) for row in rows}
 
 
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])

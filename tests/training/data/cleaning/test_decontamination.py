@@ -125,16 +125,13 @@ def test_files_that_lose_all_rows_are_left_out_unless_all_do(tmp_path, refuses):
     assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
 
 
-def test_the_command_line(manifest, tmp_path, capsys):
+def test_the_command_line_and_faulty_input(manifest, tmp_path, capsys, refuses):
     words = ["--manifest", str(manifest), "--output", str(tmp_path / "clean"), "--exact"]
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
     assert main(words) == 0
     assert "| b | 80 | 0 | – | – | 1 | 1 | – |" in capsys.readouterr().out
     assert main(words[:4]) == 2
     assert "nothing to look for" in capsys.readouterr().err
-
-
-def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     with refuses("--exact", "--across"):
         decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(exact=False, across=True), [object()])
     with refuses(manifest.parent, "which is read"):

@@ -12,7 +12,7 @@ from tests.training.data.gettext_catalogs.gettext_folders import LOCALES, PROGRA
 from training.common.errors import UserError
 from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.cleaning.normalise import normalise
-from training.data.gettext_catalogs.messages import LOCALE_DIRS, clean_pair, find_catalogs, read_messages
+from training.data.gettext_catalogs.messages import clean_pair, find_catalogs, read_messages
 from training.data.gettext_catalogs.sources import build_gettext
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
@@ -158,11 +158,3 @@ def test_what_cannot_be_built(tmp_path):
         write_catalog(tmp_path / "locale", "de", domain, messages)
     refuse("lower 'num_negatives'", num_negatives=4)
     build(tmp_path / "locale", tmp_path / "three", num_negatives=3)
-
-
-def test_catalogs_of_this_machine():
-    # Of other writers than the tests'.
-    installed = [file for file in find_catalogs(LOCALE_DIRS) if file.locale in ("eo", "ja")]
-    if not installed:
-        pytest.skip("no catalogs are installed on this machine")
-    assert all(sum(1 for _ in read_messages(file.path)) for file in installed[:20])
