@@ -68,11 +68,7 @@ class CldrNames:
 
     @cached_property
     def confusable(self) -> Mask:
-        """Whether a name of one concept may stand for the other one, shape (concepts, concepts).
-
-        That is so if some text names both in any language, or if a third concept shares a text with each: the text of a
-        negative would not tell which one is meant.
-        """
+        """Whether some text names both concepts, or each of them and a third one, shape (concepts, concepts)."""
         occurs = csr_array((np.ones(len(self.texts), dtype=np.float32), (self.text_id, self.concept)))
         shares = ((occurs.T @ occurs).toarray() > 0).astype(np.float32)
         return shares @ shares > 0
@@ -83,10 +79,7 @@ class CldrNames:
         return np.bincount(pairs[:, 0])[self.text_id]
 
     def held_out(self, share: float) -> Mask:
-        """Choose the names to hold out of training, shape (names,): a drawn share of those that are not English.
-
-        A text is held out only if it names no other concept in any language, and if no name with it stays in training.
-        """
+        """Choose the names to hold out, (names,): a drawn share of those that are not English and name one concept."""
         proposed = ~self.is_english & (keyed_uniform(text_key("held out"), self.draw_key) < share)
         staying = np.bincount(self.text_id, weights=~proposed)[self.text_id]
         return (staying == 0) & (self.partners(self.concept) == 1)

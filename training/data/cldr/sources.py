@@ -57,8 +57,8 @@ def build_cldr(
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
     (query, passage, lang, script, kind), ``candidates.parquet`` (passage: every distinct English name) and
-    ``build.json``. No held-out text occurs in any source; names that share their text with another concept or language
-    are not held out. ``languages`` are CLDR identifiers besides English, or None for all with enough names.
+    ``build.json``. No held-out text occurs in any source. ``languages`` are CLDR identifiers besides English, or None
+    for all with enough names.
 
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
@@ -147,9 +147,8 @@ def territory_language(names: CldrNames, rows: Rows, num_negatives: int) -> Draw
     """Pair a territory with an official language in the same language; the negatives are not spoken there."""
     # CLDR counts speakers of Dari under "fa" and names it "fa_AF": treat a macrolanguage as one language.
     official, spoken, members = {}, {}, defaultdict(set)
-    for kind, code in names.concepts:
-        if kind == "language":
-            members[macrolanguage(code)].add(code)
+    for code in (code for kind, code in names.concepts if kind == "language"):
+        members[macrolanguage(code)].add(code)
     for place, languages in get_global("territory_languages").items():
         of_state = [code for code, about in languages.items() if about["official_status"] in _OFFICIAL]
         official[place] = {code.split("_")[0] for code in of_state}

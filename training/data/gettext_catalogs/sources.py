@@ -111,11 +111,7 @@ def build_gettext(
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Distinct texts: the translations in the order of their languages, then the English source texts.
-
-    Texts are the same if they differ only in case, punctuation and spacing. A concept is an English text with its
-    translations.
-    """
+    """Distinct texts: the translations by language, then the English texts, each of them a concept."""
 
     texts: list[str]
     text: Rows  # number of the normal form of each text
@@ -133,26 +129,20 @@ class Corpus:
         return len(self.domain) + self.concept[rows]
 
     def split(self) -> tuple[Rows, Rows]:
-        """Return the translations to train on, and those of held-out programs.
-
-        Held out are those of which neither side occurs in training, in any language. A text that translates several
-        English texts in one language is left out, too: it has no single right answer.
-        """
+        """Return the translations to train on, and those of held-out programs without a side that training has."""
         held_out = self.held_out_domains[self.domain]
         training, rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # English texts count as seen in training even if a cap leaves no row with them.
         seen = np.unique(self.text[np.concatenate((training, self.english(training)))])
         rows = rows[~np.isin(self.text[rows], seen) & ~np.isin(self.text[self.english(rows)], seen)]
+        # Nor a text of several English ones in one language: it has no single right answer.
         query = self.text[rows] * len(self.languages) + self.language[rows]
         _, group, size = np.unique(query, return_inverse=True, return_counts=True)
         return training, rows[size[group] == 1]
 
 
 def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:
-    """Read the catalogs below some folders; hold out a share of the programs, at least one, drawn by the seed.
-
-    Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
-    """
+    """Read the catalogs below some folders, but for English, unknown and damaged ones; hold out drawn programs."""
     rows: list[tuple[str, str, tuple[str, str], str]] = []
     known, skipped, catalogs, messages, damaged = set(), Counter(), 0, 0, []
     for file in find_catalogs(folders):
