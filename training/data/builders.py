@@ -100,8 +100,8 @@ def _is_built(output_dir: Path, name: str, options: dict[str, Any]) -> bool:
         found, missing = record["options"], [file for file in record["files"] if not (output_dir / file).is_file()]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{output_dir} exists and is not a finished {name} build; remove it or name another") from None
-    differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
-    if differing or missing:
-        fault = f"holds a {name} build with other {', '.join(differing)}" if differing else f"lacks {missing[0]}"
-        raise UserError(f"{output_dir} {fault}; remove it or name another folder")
+    if wrong := [*sorted(key for key in {*found, *options} if found.get(key) != options.get(key)), *missing]:
+        raise UserError(
+            f"{output_dir} holds a {name} build that differs in {', '.join(wrong)}; remove it or name another"
+        )
     return True

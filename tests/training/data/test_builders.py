@@ -52,10 +52,10 @@ def test_the_same_build_is_found_and_another_is_refused(tmp_path, refuses):
     folder = write_one(tmp_path / "out", seed=1)
     written = (folder / "a.txt").stat().st_mtime_ns
     assert write_one(folder, seed=1) == folder and (folder / "a.txt").stat().st_mtime_ns == written
-    with refuses(folder, "a test build with other more, seed"):
+    with refuses(folder, "a test build that differs in more, seed"):
         write_one(folder, seed=2, more=3)
     (folder / "a.txt").unlink()
-    with refuses(folder, "lacks a.txt"):
+    with refuses(folder, "differs in a.txt"):
         write_one(folder, seed=1)
 
 

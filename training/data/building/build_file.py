@@ -226,12 +226,10 @@ def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
     num_negatives = source.options.get("num_negatives", source.format.num_negatives)
     while chunk := list(islice(rows, ROW_GROUP_ROWS)):
         padded = [(*row.negatives, *[None] * (num_negatives - len(row.negatives))) for row in chunk]
-        more = {}
-        if source.lang is not None or "lang" in source.columns:
-            more["lang"] = [row.lang or source.lang for row in chunk]
-        yield rows_table(
-            [row.query for row in chunk], [row.passage for row in chunk], list(zip(*padded, strict=True)), **more
-        )
+        queries, passages, _, langs = zip(*chunk, strict=True)
+        known = source.lang is not None or "lang" in source.columns
+        more = {"lang": [lang or source.lang for lang in langs]} if known else {}
+        yield rows_table(queries, passages, list(zip(*padded, strict=True)), **more)
 
 
 def _fingerprint(source: RawSource, seed: int, data: RawData) -> str:

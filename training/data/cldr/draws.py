@@ -12,6 +12,7 @@ from training.common.keyed import keyed_bits, text_key
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 Keys = NDArray[np.uint64]
+Pools = Callable[[int], tuple[Rows, Rows]]  # the two pools of a group
 
 # Elements of one (rows, candidates) matrix, to limit a draw to some tens of megabytes.
 _CHUNK_ELEMENTS = 1_000_000
@@ -31,12 +32,7 @@ def grouped(values: NDArray[np.integer], rows: Rows) -> Iterator[tuple[int, Rows
 
 
 def draw_distinct(
-    keys: Keys,
-    groups: Rows,
-    pools: Callable[[int], tuple[Rows, Rows]],
-    identity: Rows,
-    count: int,
-    allowed: Callable[[Rows, Rows], Mask],
+    keys: Keys, groups: Rows, pools: Pools, identity: Rows, count: int, allowed: Callable[[Rows, Rows], Mask]
 ) -> Rows:
     """Draw for each row ``count`` items of different identity from the two pools of the row's group.
 

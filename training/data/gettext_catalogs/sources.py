@@ -270,31 +270,28 @@ class Negatives:
 
     def draw(self, rows: Rows, passages: Rows, purpose: str) -> Rows:
         """Return texts in the languages of the passages, (rows, count); all -1 for a row with too few."""
-        corpus = self._corpus
+        corpus, text, concept = self._corpus, self._corpus.text, self._corpus.concept
         drawn = np.full((len(rows), self._count), -1, dtype=np.intp)
         step = max(1, _CHUNK_ELEMENTS // (self._neighbours.shape[1] + self._spare))
         for language, positions in grouped(corpus.language[passages], np.arange(len(rows))):
             pool = self._of_language[language]
-            text_of = np.full(corpus.concept.max() + 1, -1, dtype=np.intp)
+            text_of = np.full(concept.max() + 1, -1, dtype=np.intp)
             # The first text of each concept.
-            text_of[corpus.concept[pool[::-1]]] = pool[::-1]
+            text_of[concept[pool[::-1]]] = pool[::-1]
             for part in np.split(positions, range(step, len(positions), step)):
                 keys = for_purpose(corpus.key[rows[part]], purpose)
-                near = self._neighbours[corpus.concept[rows[part]]]
+                near = self._neighbours[concept[rows[part]]]
                 order = np.argsort(keyed_bits(keys[:, None], np.arange(near.shape[1])), axis=1)
                 near = np.take_along_axis(near, order, axis=1)
                 draws = keyed_bits(for_purpose(keys, "anywhere")[:, None], np.arange(self._spare))
                 anywhere = pool[(draws % np.uint64(len(pool))).astype(np.intp)]
                 items = np.concatenate((np.where(near >= 0, text_of[near], -1), anywhere), axis=1)
-                valid = self._valid(rows[part][:, None], passages[part][:, None], items)
-                drawn[part] = first_distinct(items, valid, corpus.text, self._count)
+                row, passage = rows[part][:, None], passages[part][:, None]
+                valid = (items >= 0) & (text[items] != text[row]) & (text[items] != text[passage])
+                valid &= (concept[items] != concept[row]) & (text[corpus.english(items)] != text[row])
+                valid &= ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
+                drawn[part] = first_distinct(items, valid, text, self._count)
         return drawn
-
-    def _valid(self, row: Rows, passage: Rows, items: Rows) -> Mask:
-        text, concept = self._corpus.text, self._corpus.concept
-        valid = (items >= 0) & (text[items] != text[row]) & (text[items] != text[passage])
-        valid &= (concept[items] != concept[row]) & (text[self._corpus.english(items)] != text[row])
-        return valid & ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
 
 
 def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:

@@ -130,7 +130,11 @@ def mine(
             missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
                 # Checked before any work: a long run must not fail at its last source.
-                left.append((source, fingerprint, _read(source, options.top)))
+                rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
+                if (passages := len(rows["passage"].ids)) < options.top:
+                    fault = f"its {passages} distinct passages are fewer than top {options.top}"
+                    raise UserError(f"source {source.name!r}: {fault}; lower --top or leave it out of --sources")
+                left.append((source, fingerprint, rows))
         translations = Translations(bitext if left else [])
         # Each worker loads the model: one per core would not fit. Workers may run in another folder.
         workers = resources.executor.workers or (1 if resources.executor.name == "local" else None)
@@ -178,16 +182,6 @@ def _read_report(output: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text())["sources"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a report of mining; give another --output") from None
-
-
-def _read(source: Source, top: int) -> dict[str, Numbered]:
-    """Read and check a source; only ids of its texts are held in memory."""
-    rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
-    passages = len(rows["passage"].ids)
-    if passages < top:
-        fault = f"its {passages} distinct passages are fewer than top {top}"
-        raise UserError(f"source {source.name!r}: {fault}; lower --top or leave the source out of --sources")
-    return rows
 
 
 def _write_manifest(

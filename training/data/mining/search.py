@@ -63,15 +63,17 @@ class ShardIndex:
 
     def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
         self.vectors, self.first = vectors, first
-        self._faiss = self._torch = None
         if search == "faiss":
             # Optional package.
             import faiss
 
-            self._faiss = faiss.IndexFlatIP(vectors.shape[1])
-            self._faiss.add(vectors)
+            index = faiss.IndexFlatIP(vectors.shape[1])
+            index.add(vectors)
+            self._propose = lambda queries, k: index.search(np.ascontiguousarray(queries), k)[1]
         else:
-            self._torch = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
+            passages = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
+            scores = lambda queries: torch.from_numpy(queries).to(passages.device) @ passages.T  # noqa: E731
+            self._propose = lambda queries, k: torch.topk(scores(queries), k, dim=1)[1].cpu().numpy()
 
     def search(self, queries: NDArray[np.float32], k: int, progress: Callable[[int], Any] = int) -> Nearest:
         """Return the ``k`` nearest passages of each query, or all; ``progress`` is called with numbers of queries."""
@@ -86,12 +88,6 @@ class ShardIndex:
             parts.append(merge([Nearest(pair_scores(block, self.vectors[texts]), texts + self.first)], k))
             progress(len(block))
         return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
-
-    def _propose(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        if self._faiss is not None:
-            return self._faiss.search(np.ascontiguousarray(queries), k)[1]
-        scores = torch.from_numpy(queries).to(self._torch.device) @ self._torch.T
-        return torch.topk(scores, k, dim=1)[1].cpu().numpy()
 
 
 def bitext_sources(sources: Sequence[Source]) -> list[Source]:
