@@ -145,7 +145,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     early_stopping_threshold: float = running(0.0, "What a change must exceed to be an improvement.", least=0)
 
     # Hub and planning
-    push_checkpoints: str | None = machine(None, "Hub repository, ORG/NAME, that gets every checkpoint as a revision.")
+    push_checkpoints: str | None = machine(None, "Hub repository for every checkpoint; create it first if private.")
     planned_text_tokens: int = machine(128, "Mean tokens of a text that --dry-run assumes for remote data.", least=1)
 
     # Keys of transformers with another default, or of a type that HfArgumentParser reads only in part.
@@ -231,6 +231,11 @@ class StageArguments(LoraArguments, TrainingArguments):
     def prunes(self) -> bool:
         """Whether the stage cuts a model instead of training one."""
         return self.prune_to is not None or self.trim_vocabulary
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the stage needs its teacher: with a ``distillation_weight`` of 0 it learns nothing from one."""
+        return self.teacher is not None and not self.prunes and self.distillation_weight > 0
 
     @property
     def draws_dropout(self) -> bool:
@@ -327,7 +332,7 @@ _INSTEAD = {
     "per_device_|gradient_acc|auto_find|torch_empty": "give 'global_batch_size', the rows over all processes, and "
     "'max_tokens_per_forward', what is encoded at once",
     "hub_token": "set the variable HF_TOKEN or run 'hf auth login'",
-    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME', and publish the finished model by training/publish.py",
+    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME' (create it first if it is to be private), or use training/publish.py",
     "torch_compile": "give 'compile: true'",
     "resume_|ignore_data|restore_": "add --resume to the command, or give 'model: FOLDER' to start from a checkpoint",
     "data_seed|dataloader_(drop|in_)|length_|train_sampling": "give 'seed', which decides the order of the batches",

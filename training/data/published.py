@@ -159,8 +159,10 @@ class PublishedFile:
         there = len(self.negatives)
         if there < negatives:
             what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
-            remedy = f"write 'num_hard_negatives_{task_type}: {there}', leave the source out or mine (training/mine.py)"
-            raise UserError(f"{what}; {remedy}")
+            remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
+            if there == 0 and task_type != "retrieval":
+                remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
+            raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)

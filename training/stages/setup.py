@@ -25,12 +25,12 @@ from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource, put_aside, sources_table
-from training.distillation.distillation import Distillation, inspect_teacher, learns_from_teacher, make_distillation
+from training.distillation.distillation import Distillation, inspect_teacher, make_distillation
 from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sample_pairs
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
-from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
+from training.models.model_ref import ModelRef, base_of, base_revision, find_model, why_not_last_token
 from training.models.saved_prompts import choose_prompts
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
@@ -43,10 +43,19 @@ _TOKENIZER_ROWS = 4
 _TOKENS_AT_ONCE = 8192
 
 
+def find_models(args: StageArguments) -> None:
+    """Replace the folder of a run by that of its model, in the keys that name models."""
+    for key in ("model", "teacher", "tokenizer"):
+        name = getattr(args, key)
+        if name and Path(name).is_dir() and not (key == "tokenizer" and (Path(name) / "tokenizer.json").is_file()):
+            setattr(args, key, find_model(name, None, f"key '{key}'")[0])
+
+
 def set_up(stage: Stage) -> F2LLMTrainer:
     """Do all that can fail before the first step, what is cheap first."""
     args = stage.arguments
     set_seed(args.seed)
+    find_models(args)
     all_sources, sources = read_sources(args)
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
@@ -54,7 +63,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    teacher = inspect_teacher(args, tokenizer, width) if learns_from_teacher(args) else None
+    teacher = inspect_teacher(args, tokenizer, width) if args.learns_from_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
@@ -139,7 +148,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
     Preparation refuses files without them.
     """
-    for source in sources if not (args.prunes or learns_from_teacher(args)) else ():
+    for source in sources if not (args.prunes or args.learns_from_teacher) else ():
         kind = source.task_type
         if kind != "retrieval" and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
@@ -152,7 +161,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
 def warn_of_single_rows(args: StageArguments, sources: Sequence[PreparedSource]) -> None:
     """Warn of retrieval sources some of whose batches have one row and no hard negative."""
-    silent = args.prunes or learns_from_teacher(args) or args.process_index != 0
+    silent = args.prunes or args.learns_from_teacher or args.process_index != 0
     for source in sources if not silent else ():
         rows = len(source.rows["train"])
         batches = -(-rows // args.global_batch_size)
