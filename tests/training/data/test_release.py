@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from hub_cards.hub_terms import hub_language, hub_licence
+from tests.training.data.prepared_rows import contents, write_rows
 from training.data.cldr.sources import build_cldr
 from training.data.cleaning.decontamination import COUNTS
 from training.data.manifest import load_manifest
@@ -48,13 +49,6 @@ ENTRIES = [
 NAMES = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
 
 
-def write(path, rows, negatives, **more):
-    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives))]
-    columns = {name: [f"{name} {row}" for row in range(rows)] for name in names}
-    # As the published files are: one row group, however large.
-    pq.write_table(pa.table(columns | more), path, row_group_size=rows)
-
-
 def write_manifest(folder, *entries, **top):
     path = folder / "manifest.yaml"
     path.write_text(yaml.safe_dump({**top, "sources": list(entries)}))
@@ -65,13 +59,13 @@ def write_manifest(folder, *entries, **top):
 def manifest(tmp_path_factory):
     """A manifest and its data: sources of different columns, a collection, a pair of languages, two files."""
     folder = tmp_path_factory.mktemp("generated")
-    write(folder / "polarity.parquet", 50, 1)
+    write_rows(folder / "polarity.parquet", 50, 1)
     tags = pa.array(["ko", "kor", None, "?"] * (LONG // 4)).dictionary_encode()
-    write(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
-    write(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
-    write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
-    write(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
-    write(folder / "code.parquet", 7, 1, query=["a", "b", "c", " ", "e", "f", "g"])
+    write_rows(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
+    write_rows(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
+    write_rows(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
+    write_rows(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
+    write_rows(folder / "code.parquet", 7, 1, query=["a", "b", "c", " ", "e", "f", "g"])
     return write_manifest(folder, *ENTRIES, stage_caps={"two": 20})
 
 
@@ -109,10 +103,6 @@ def table(folder, head):
     lines = card_of(folder).split(f"\n| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0]: row[1:] for row in rows}
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def row_groups(path):
@@ -200,7 +190,7 @@ def test_provenance(cldr, cldr_release, released, tmp_path, refuses):
     assert "No record of how" in card_of(released)
     data = tmp_path / "data"
     data.mkdir()
-    write(data / "a.parquet", 5, 1)
+    write_rows(data / "a.parquet", 5, 1)
     write_manifest(data, entry("a", "retrieval", ["eng"]))
     built = {"read": 9, "rows": 5, "dropped": {"no label": 3, "empty": 1}}
     (data / "build.json").write_text(json.dumps({"sources": {"a": built}}))
@@ -261,8 +251,8 @@ def test_an_unchanged_release_is_left_alone(cldr, tmp_path, capsys, refuses):
 
 @pytest.mark.parametrize("more", [{"score": [1, 2, 3], "negative_1": ["n"] * 3}, {}])
 def test_names_and_columns_that_make_no_configuration(tmp_path, refuses, more):
-    write(tmp_path / "a.parquet", 3, 1)
-    write(tmp_path / "b.parquet", 3, 0, **more)
+    write_rows(tmp_path / "a.parquet", 3, 1)
+    write_rows(tmp_path / "b.parquet", 3, 0, **more)
     manifest = write_manifest(tmp_path, entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"]))
     with refuses("'both'", "score" if more else "negative_1", "each_file"):
         release(manifest, tmp_path / "out")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.training.data.prepared_rows import write_rows
 from training.data.published import PublishedFile
 from training.data.survey import divided, report, survey
 
@@ -30,11 +29,6 @@ ENTRIES = [
 ]
 
 
-def write(path, rows, negatives, *more):
-    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives)), *more]
-    pq.write_table(pa.table({name: [f"{name} {row}" for row in range(rows)] for name in names}), path)
-
-
 @pytest.fixture
 def manifest(tmp_path):
     """A manifest and its data: one file of each layout, one of two FAQ languages, and an unclaimed file."""
@@ -42,8 +36,8 @@ def manifest(tmp_path):
     data.mkdir()
     files = {"polarity": (50, 1), "faq_kor": (30, 24), "faq_en": (70, 24), "world": (70, 24), "nobody": (5, 1)}
     for name, (rows, negatives) in files.items():
-        write(data / f"{name}.parquet", rows, negatives)
-    write(data / "crawl_ko-en.parquet", 21, 24, "lang", "source")
+        write_rows(data / f"{name}.parquet", rows, negatives)
+    write_rows(data / "crawl_ko-en.parquet", 21, 24, lang=["ko"] * 21, source=["web"] * 21)
     path = tmp_path / "manifest.yaml"
     path.write_text(yaml.safe_dump({"root": "data", "stage_caps": {"two": 20}, "sources": ENTRIES}))
     return path
@@ -77,7 +71,7 @@ def test_three_layouts(manifest, monkeypatch, remote):
 @pytest.mark.parametrize(("each_file", "kept"), [(True, 40), (False, 20)])
 def test_the_cap_is_of_a_source(tmp_path, each_file, kept):
     for name in ("faq_kor", "faq_en"):
-        write(tmp_path / f"{name}.parquet", 30, 1)
+        write_rows(tmp_path / f"{name}.parquet", 30, 1)
     keys = {"files": "faq_*.parquet", "cap": 20, "published_files": 2, "each_file": each_file}
     path = tmp_path / "manifest.yaml"
     path.write_text(yaml.safe_dump({"sources": [entry("faq", "retrieval", "QA", ["kor", "eng"], 60, **keys)]}))

@@ -11,6 +11,7 @@ import pytest
 from babel import localedata
 from babel.core import get_global
 
+from tests.training.data.mining.mining_helpers import negatives_of
 from training.common.errors import UserError
 from training.common.languages import iso639_3, macrolanguage
 from training.data.cldr.draws import draw_distinct
@@ -51,10 +52,6 @@ def concepts_of(names):
     for text, concept in zip(names.texts, names.concept.tolist(), strict=True):
         concepts[normalise(text)].add(names.concepts[concept])
     return concepts
-
-
-def negatives_of(row):
-    return [text for column, text in row.items() if column.startswith("negative_")]
 
 
 def test_manifest_columns_and_held_out_names(folder, sources, names, concepts_of):
