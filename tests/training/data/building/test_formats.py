@@ -36,7 +36,7 @@ def scored(*scores):
     return {"query": [f"q{n}" for n in numbers], "passage": [f"p{n}" for n in numbers], "score": list(scores)}
 
 
-def test_both_directions_of_a_pair_have_their_own_language():
+def test_directions_and_languages_of_pairs_and_what_is_dropped():
     data = {"query": ["Japan"], "passage": ["일본"], "lang": ["eng"], "passage_lang": ["kor"]}
     both = [Row("Japan", "일본", lang="eng"), Row("일본", "Japan", lang="kor")]
     assert build("pairs", data) == (both[:1], {})
@@ -47,9 +47,7 @@ def test_both_directions_of_a_pair_have_their_own_language():
     # A summary is the query of its article.
     data = {"article": ["long", "same"], "summary": ["short", "same"], "lang": ["a", "b"]}
     assert build("summaries", data) == ([Row("short", "long", lang="a")], {"query and passage are identical": 1})
-
-
-def test_dropped_pairs_are_counted():
+    # What is dropped is counted.
     data = {"query": ["a", None, "", "b", "c", " d"], "passage": ["A", "B", "C", None, " \n", "d "], "lang": [None] * 6}
     reasons = ["query is missing", "query is blank", "passage is missing", "passage is blank"]
     dropped = dict.fromkeys([*reasons, "query and passage are identical"], 1)
@@ -60,7 +58,6 @@ def test_dropped_pairs_are_counted():
     ("labels", "duplicate_label"),
     [
         ([1, 0, None], 1),
-        ([1.0, 0.0, None], 1),
         (["1.0", "0.0", ""], 1),
         (["True", "false", ""], True),
         ([True, False, None], 1),
@@ -88,7 +85,6 @@ def test_groups_of_duplicates():
     [
         ([0, 5], 4, [5, 3.99, 4, 0], [0, 2]),
         ([0, 1], 4, [0.79, float(np.float32(0.8)), 1.0], [1, 2]),
-        ([1, 4], 4, [3.0, 3.5, 4.0], [1, 2]),
         ([4, 1], 4, [1.0, 1.5, 3.0], [0, 1]),  # 1 is the most similar
         ([0, 5], 0, [0.0, 1.0, 2.0], [0, 1, 2]),
         ([0, 5], 3, ["2.9", "3.0", "5"], [1, 2]),  # as csv files have them
@@ -214,10 +210,8 @@ def test_distinct_below_makes_every_choice_equally_likely():
         ("pairs", {"query": ["q"] * 1001, "passage": [None] * 1000 + [7]}, {}, ("row 1000,", "'passage'", "not text")),
         ("pairs", {"query": ["q"], "passage": ["p"], "lang": [3]}, {}, ("row 0,", "'lang'", "not text")),
         ("nli", nli(("p", "e", 3)), {"labels": NUMBERS}, ("'label'", "3", "'labels'")),
-        ("nli", nli(("p", "e", [0])), {"labels": NUMBERS}, ("'label'", "[0]", "'labels'")),
         ("sts", scored("four"), {}, ("row 0,", "'score'", "not a number")),
         *(("sts", scored(score), {}, ("row 0,", "'score'", "off the scale")) for score in (5.1, float("nan"))),
-        ("duplicate_groups", {"group": ["a b"]}, {}, ("row 0,", "'group'", "not a list of texts")),
         ("duplicate_groups", {"group": [[1, 2]]}, {}, ("row 0,", "'group'", "not a list of texts")),
         ("labelled", {"text": ["a"], "label": [["x", "y"]]}, {}, ("row 0,", "'label'", "neither text nor number")),
         ("two_way", {"text": ["a", "b"], "label": [1, 2]}, {"label_texts": TEXTS}, ("row 1,", "unknown label 2")),

@@ -123,7 +123,7 @@ def test_whole_programs_are_held_out_and_nothing_leaks(folder):
     assert len(queries) == len(set(queries)), "a query has one right answer"
 
 
-def test_at_most_so_many_rows_evenly_over_programs(catalogs, tmp_path):
+def test_rows_are_limited_evenly_over_programs_and_drawn_by_the_seed(catalogs, tmp_path, folder):
     folder = build(catalogs, tmp_path / "build", rows_per_language=60, pairs_per_language=20, held_out_per_language=10)
     for name, most in ((SOURCES[0], 60), (SOURCES[1], 20), ("held_out", 10)):
         count = defaultdict(int)
@@ -132,9 +132,7 @@ def test_at_most_so_many_rows_evenly_over_programs(catalogs, tmp_path):
         assert set(count) and max(count.values()) <= most
     domains = [row["domain"] for row in rows_of(folder, SOURCES[0])]
     assert max(map(domains.count, set(domains))) < 1.5 * min(map(domains.count, set(domains)))
-
-
-def test_same_options_same_bytes_and_another_seed_others(catalogs, folder, tmp_path):
+    # The same options give the same bytes.
     again, other = build(catalogs, tmp_path / "again"), build(catalogs, tmp_path / "other", seed=1)
     for path in folder.iterdir():
         assert (again / path.name).read_bytes() == path.read_bytes()

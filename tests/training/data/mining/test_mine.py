@@ -76,7 +76,6 @@ def test_bad_folders_and_numbers(miner, tmp_path, refuses):
         (["--executor", "{oops"], "executor: not valid JSON"),
         (["--executor", "moon"], "there is no 'moon'"),
         (["--model", "no/such-model"], "no/such-model"),
-        (["--manifest", "missing.yaml"], "missing.yaml"),
         (["--max-length", "0"], "max-length must be at least 1"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),
     ],

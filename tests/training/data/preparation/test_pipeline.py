@@ -189,7 +189,7 @@ def test_a_changed_tokenizer_or_file_prepares_again(two, run, write_source, tmp_
     assert len(longer.rows["train"]) == 41 and times(second.folder) == before
 
 
-def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source, refuses):
+def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source, refuses, small_tokenizer):
     faulty = write_source("faulty", rows=3)
     good = pq.read_table(faulty.files[0])
     passages = [*good["passage"].to_pylist()[:2], None]
@@ -206,6 +206,12 @@ def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source
     with refuses(two[0].files[0], "not a readable parquet file"):
         run(sources)
     assert times(first) == before
+    # A tokenizer without EOS is refused before anything is written.
+    tokenizer = copy.deepcopy(small_tokenizer)
+    tokenizer.eos_token = None
+    with refuses("tokenizer", "EOS"):
+        prepare(two, tokenizer, tmp_path / "none", PreparationOptions())
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_missing_is_prepared_again_and_flipped_bytes_are_noticed(two, run, refuses):
@@ -224,14 +230,6 @@ def test_what_is_missing_is_prepared_again_and_flipped_bytes_are_noticed(two, ru
         with refuses(folder / name.removesuffix(".xxh3"), "is damaged", f"delete {folder}"):
             run(two[0], keep_texts=True, validation_share=0.2)
         (folder / name).write_bytes(before[name])
-
-
-def test_tokenizer_without_eos(two, tmp_path, small_tokenizer, refuses):
-    tokenizer = copy.deepcopy(small_tokenizer)
-    tokenizer.eos_token = None
-    with refuses("tokenizer", "EOS"):
-        prepare(two, tokenizer, tmp_path / "prepared", PreparationOptions())
-    assert not (tmp_path / "prepared").exists()
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_length": 9}])
