@@ -130,10 +130,8 @@ def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
 
 
 def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -> Iterator[Row]:
-    """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives.
-
-    Keeps all rows in memory, because the hypotheses of a premise may be far apart.
-    """
+    """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives."""
+    # All rows are in memory: the hypotheses of a premise may be far apart.
     meanings = {_label_text(label): meaning for label, meaning in labels.items()}
     # Hypotheses by premise and by label; dicts keep them distinct and in order.
     grouped: dict[tuple[str, str | None], dict[str, dict[str, None]]] = {}
@@ -173,10 +171,7 @@ def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[
 
 
 def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
-    """Yield every text with a drawn text of its class and drawn negatives of other classes.
-
-    Keeps all texts in memory. Texts of several classes are left out; of several spellings the first is kept.
-    """
+    """Yield every text, all of them in memory, with drawn texts of its class and, as negatives, of other classes."""
     # By normal form: text, number of the raw row, class and language.
     found: dict[str, tuple[str, int, int, str | None]] = {}
     ambiguous: set[str] = set()

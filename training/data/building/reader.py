@@ -40,10 +40,10 @@ class RawData:
 
 
 def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: Any) -> RawData:
-    """Load one split of a data set with the arguments of ``datasets.load_dataset``.
+    """Load one split of a data set with the arguments of ``datasets.load_dataset``; ``where`` begins an error message.
 
     ``dataset`` is a name on the Hub, one of ``FILE_KINDS``, or a folder of data files or of ``Dataset.save_to_disk``.
-    Paths are relative to ``folder``; ``where`` begins the message of an error.
+    Paths are relative to ``folder``.
     """
     path, is_kind = folder / dataset, dataset in FILE_KINDS
     # A folder takes precedence over a data set of the same name on the Hub.
@@ -154,10 +154,7 @@ def _decoded(where: str, text: str) -> Any:
 
 @dataclass
 class RawRows:
-    """The rows of raw data, with the columns named by their role.
-
-    Iterating yields the number and the columns of each row that has everything it must have; the others are counted.
-    """
+    """Yields the number and the columns, by role, of each row that has all it must have; the others are counted."""
 
     data: RawData
     columns: Mapping[str, str | Sequence[str]]  # by role: a name, a path such as "answers.text", or texts to be joined

@@ -190,10 +190,8 @@ def _write_manifest(
     """Write the manifest of all mined sources with rows and of the sources that were not mined."""
     empty = [source.name for source in sources if not report[source.name]["kept"]]
     if len(empty) == len(sources):
-        raise UserError(
-            f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them); "
-            "raise --top, loosen the thresholds, lower --negatives or add --keep-short"
-        )
+        fault = f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them)"
+        raise UserError(f"{fault}; raise --top, loosen the thresholds, lower --negatives or add --keep-short")
     for name in empty:
         logger.warning("%s: no row has %d negatives", name, negatives)
         # The file of an earlier run, which is replaced only now that there are other results.
@@ -264,8 +262,8 @@ class MiningTasks:
         )
 
     def _bar(self, total: int, what: str, unit: str, task: int) -> tqdm:
-        description = f"{self.source.name}: {what}"
-        return tqdm(total=total, desc=description, unit=unit, position=task, disable=None if total else True)
+        what = f"{self.source.name}: {what}"
+        return tqdm(total=total, desc=what, unit=unit, position=task, disable=None if total else True)
 
     def _instruction(self, side: str) -> dict[str, Any]:
         own = self.source.instruction if self.options.instruction else None
@@ -278,10 +276,7 @@ class MiningTasks:
         return self._cache(side).locate(*load_arrays(self._arrays, side))
 
     def embed(self, task: int) -> None:
-        """Embed the texts that are not cached in every ``tasks``-th chunk.
-
-        Chunks do not depend on the number of shards, workers or tasks, and neither do the last bits of embeddings.
-        """
+        """Embed the texts that are not cached in every ``tasks``-th chunk; the tasks change no bit of them."""
         for side in SIDES:
             (ids,) = load_arrays(self._arrays, side)
             cache, store = self._cache(side), self._texts(side)
@@ -332,10 +327,7 @@ class MiningTasks:
                 save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
-        """Write the rows with their negatives, in order and with all their other columns; no file without rows.
-
-        ``numbers`` ``(rows,)`` are those of the rows' queries. Returns how many rows were read, kept and dropped.
-        """
+        """Write the rows, whose queries have these ``(rows,)`` numbers, with all columns; return how many there are."""
         mined = np.concatenate([load_arrays(result, "negatives")[0] for result in self._results()])
         files, passages = list(map(PublishedFile, self.source.files)), self._texts("passage")
         others: dict[str, pa.DataType] = {}

@@ -124,13 +124,13 @@ def test_whole_programs_are_held_out_and_nothing_leaks(folder):
 
 
 def test_rows_are_limited_evenly_over_programs_and_drawn_by_the_seed(catalogs, tmp_path, folder):
-    folder = build(catalogs, tmp_path / "build", rows_per_language=60, pairs_per_language=20, held_out_per_language=10)
+    limited = build(catalogs, tmp_path / "build", rows_per_language=60, pairs_per_language=20, held_out_per_language=10)
     for name, most in ((SOURCES[0], 60), (SOURCES[1], 20), ("held_out", 10)):
         count = defaultdict(int)
-        for row in rows_of(folder, name):
+        for row in rows_of(limited, name):
             count[row["lang"], row["script"]] += 1
         assert set(count) and max(count.values()) <= most
-    domains = [row["domain"] for row in rows_of(folder, SOURCES[0])]
+    domains = [row["domain"] for row in rows_of(limited, SOURCES[0])]
     assert max(map(domains.count, set(domains))) < 1.5 * min(map(domains.count, set(domains)))
     # The same options give the same bytes.
     again, other = build(catalogs, tmp_path / "again"), build(catalogs, tmp_path / "other", seed=1)
