@@ -28,21 +28,7 @@ from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.data.cleaning.normalise import normalise
 from training.data.manifest import MANIFEST, Source, write_manifest
-from training.data.mining.corpus import (
-    CHUNK_TEXTS,
-    SIDES,
-    EmbeddingCache,
-    Located,
-    Numbered,
-    TextStore,
-    distinct_texts,
-    form_ids,
-    load_arrays,
-    numbered,
-    read_ids,
-    save_arrays,
-    text_ids,
-)
+from training.data.mining import corpus
 from training.data.mining.search import (
     RULES,
     MiningOptions,
@@ -122,7 +108,7 @@ def mine(
             return {**asdict(source), "files": [identity(file, cache / ".hashes") for file in source.files]}
 
         settings = [_FORMAT, miner.made_by(), asdict(options), list(map(described, bitext))]
-        left: list[tuple[Source, str, dict[str, Numbered]]] = []
+        left: list[tuple[Source, str, dict[str, corpus.Numbered]]] = []
         for source in sources:
             made_by = json.dumps([*settings, described(source)], sort_keys=True, default=str)
             fingerprint = blake2b(made_by.encode(), digest_size=16).hexdigest()
@@ -130,7 +116,9 @@ def mine(
             missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
                 # Checked before any work: a long run must not fail at its last source.
-                rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
+                rows = {
+                    side: corpus.numbered(ids) for side, ids in corpus.read_ids(source.files, corpus.text_ids).items()
+                }
                 if (passages := len(rows["passage"].ids)) < options.top:
                     fault = f"its {passages} distinct passages are fewer than top {options.top}"
                     raise UserError(f"source {source.name!r}: {fault}; lower --top or leave it out of --sources")
@@ -218,18 +206,20 @@ class MiningTasks:
     search: str  # faiss or torch
     tasks: int  # number of tasks that share the work
 
-    def run(self, rows: Mapping[str, Numbered], translations: Translations, executor: Executor) -> dict[str, Any]:
+    def run(
+        self, rows: Mapping[str, corpus.Numbered], translations: Translations, executor: Executor
+    ) -> dict[str, Any]:
         """Do what is left of the work; return how many texts were embedded and how many candidates were refused."""
         if not self._arrays.exists():
             self._lay_out(rows, translations)
-        missing = np.concatenate([self._located(side).file for side in SIDES]) < 0
+        missing = np.concatenate([self._located(side).file for side in corpus.SIDES]) < 0
         phases = [Phase("embed", self.embed, self.tasks)] if missing.any() else []
         if not all(result.exists() for result in self._results()):
             phases.append(Phase("search", self.search_blocks, self.tasks))
         # Tasks see what is left. Marks of a stopped run would be wrong if its cache was emptied since.
         shutil.rmtree(self.folder / "tasks", ignore_errors=True)
         run_phases(phases, self.folder / "tasks", executor)
-        refused = sum(load_arrays(result, "refused")[0] for result in self._results())
+        refused = sum(corpus.load_arrays(result, "refused")[0] for result in self._results())
         texts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
         return {"texts": texts, "refused": dict(zip(RULES, refused.tolist(), strict=True))}
 
@@ -237,23 +227,25 @@ class MiningTasks:
     def _arrays(self) -> Path:
         return self.folder / "arrays.npz"
 
-    def _texts(self, side: str) -> TextStore:
-        return TextStore(self.folder / f"{side}.arrow")
+    def _texts(self, side: str) -> corpus.TextStore:
+        return corpus.TextStore(self.folder / f"{side}.arrow")
 
-    def _lay_out(self, rows: Mapping[str, Numbered], translations: Translations) -> None:
+    def _lay_out(self, rows: Mapping[str, corpus.Numbered], translations: Translations) -> None:
         """Write everything that tasks read."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for side in SIDES:
-            TextStore.write(self.folder / f"{side}.arrow", distinct_texts(self.source, side, rows[side].first))
-        forms = {side: form_ids(self._texts(side)) for side in SIDES}
+        for side in corpus.SIDES:
+            corpus.TextStore.write(
+                self.folder / f"{side}.arrow", corpus.distinct_texts(self.source, side, rows[side].first)
+            )
+        forms = {side: corpus.form_ids(self._texts(side)) for side in corpus.SIDES}
         form = np.unique(np.concatenate([*forms.values()]), return_inverse=True)[1]
         query_form, passage_form = np.split(form, [len(forms["query"])])
         # The positives of a query are the passages of all rows whose query is a spelling of it, sorted by query.
-        query, passage = (rows[side].numbers for side in SIDES)
+        query, passage = (rows[side].numbers for side in corpus.SIDES)
         passages_of_form = csr_array((np.ones(len(query), dtype=bool), (query_form[query], passage)))
-        save_arrays(
+        corpus.save_arrays(
             self._arrays,
-            **{side: rows[side].ids for side in SIDES},
+            **{side: rows[side].ids for side in corpus.SIDES},
             query_form=query_form,
             query_group=translations.groups(forms["query"]),
             passage_form=passage_form,
@@ -269,20 +261,20 @@ class MiningTasks:
         own = self.source.instruction if self.options.instruction else None
         return {"instruction": own} if side == "query" else {}
 
-    def _cache(self, side: str) -> EmbeddingCache:
-        return EmbeddingCache(self.cache, {"role": side, **self.miner.made_by(), **self._instruction(side)})
+    def _cache(self, side: str) -> corpus.EmbeddingCache:
+        return corpus.EmbeddingCache(self.cache, {"role": side, **self.miner.made_by(), **self._instruction(side)})
 
-    def _located(self, side: str) -> Located:
-        return self._cache(side).locate(*load_arrays(self._arrays, side))
+    def _located(self, side: str) -> corpus.Located:
+        return self._cache(side).locate(*corpus.load_arrays(self._arrays, side))
 
     def embed(self, task: int) -> None:
         """Embed the texts that are not cached in every ``tasks``-th chunk; the tasks change no bit of them."""
-        for side in SIDES:
-            (ids,) = load_arrays(self._arrays, side)
+        for side in corpus.SIDES:
+            (ids,) = corpus.load_arrays(self._arrays, side)
             cache, store = self._cache(side), self._texts(side)
             missing = cache.locate(ids).file < 0
-            starts = range(task * CHUNK_TEXTS, len(ids), self.tasks * CHUNK_TEXTS)
-            chunks = [start + np.flatnonzero(missing[start : start + CHUNK_TEXTS]) for start in starts]
+            starts = range(task * corpus.CHUNK_TEXTS, len(ids), self.tasks * corpus.CHUNK_TEXTS)
+            chunks = [start + np.flatnonzero(missing[start : start + corpus.CHUNK_TEXTS]) for start in starts]
             with self._bar(sum(map(len, chunks)), f"embed {side}", "text", task) as bar:
                 for numbers in filter(len, chunks):
                     embed = self.miner.embed_queries if side == "query" else self.miner.embed_passages
@@ -291,16 +283,16 @@ class MiningTasks:
 
     def _results(self) -> list[Path]:
         """Return the file of each block of queries."""
-        (ids,) = load_arrays(self._arrays, "query")
+        (ids,) = corpus.load_arrays(self._arrays, "query")
         return [self.folder / f"negatives-{block:05d}.npz" for block in range(-(-len(ids) // BLOCK_QUERIES))]
 
     def search_blocks(self, task: int) -> None:
         """Choose the negatives of every ``tasks``-th block of queries."""
         left = [(block, path) for block, path in enumerate(self._results()) if block % self.tasks == task]
         left = [(block * BLOCK_QUERIES, path) for block, path in left if not path.exists()]
-        queries, passages = (self._located(side) for side in SIDES)
+        queries, passages = (self._located(side) for side in corpus.SIDES)
         names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
-        (pair_query, pair_passage), form, group, passage_form, passage_group = load_arrays(self._arrays, *names)
+        (pair_query, pair_passage), form, group, passage_form, passage_group = corpus.load_arrays(self._arrays, *names)
         firsts = range(0, len(passages.file), self.shard_texts)
         shard: ShardIndex | None = None
         total = sum(len(queries.file[start : start + BLOCK_QUERIES]) for start, _ in left) * len(firsts)
@@ -324,15 +316,15 @@ class MiningTasks:
                         score[some] = pair_scores(vectors[owner[some]], texts[:, None])[:, 0]
                 relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
                 negatives, refused = choose_negatives(nearest[0], relations, self.options)
-                save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
+                corpus.save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
         """Write the rows, whose queries have these ``(rows,)`` numbers, with all columns; return how many there are."""
-        mined = np.concatenate([load_arrays(result, "negatives")[0] for result in self._results()])
+        mined = np.concatenate([corpus.load_arrays(result, "negatives")[0] for result in self._results()])
         files, passages = list(map(PublishedFile, self.source.files)), self._texts("passage")
         others: dict[str, pa.DataType] = {}
         for file in files:
-            known = {*SIDES, *file.negatives, *others}
+            known = {*corpus.SIDES, *file.negatives, *others}
             others |= {field.name: field.type for field in file.schema if field.name not in known}
 
         def tables() -> Iterator[pa.Table]:
@@ -350,7 +342,7 @@ class MiningTasks:
                         continue
                     columns = list(zip(*(negatives[row] for row in kept), strict=True))
                     batch = batch.take(pa.array(kept))
-                    table = rows_table(*(batch.column(side).to_pylist() for side in SIDES), columns)
+                    table = rows_table(*(batch.column(side).to_pylist() for side in corpus.SIDES), columns)
                     for name, kind in others.items():
                         there = name in batch.schema.names
                         column = batch.column(name).cast(kind) if there else pa.nulls(len(batch), kind)

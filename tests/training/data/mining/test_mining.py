@@ -84,8 +84,7 @@ def run(miner, tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Several chunks of texts and blocks of queries; other processes do not see it."""
-    for module in (corpus, mining):
-        monkeypatch.setattr(module, "CHUNK_TEXTS", 32)
+    monkeypatch.setattr(corpus, "CHUNK_TEXTS", 32)
     monkeypatch.setattr(mining, "BLOCK_QUERIES", 64)
 
 
