@@ -125,17 +125,14 @@ def test_rows_columns_and_keys_are_unchanged(manifest, released):
     assert pq.read_schema(after[1].files[0]).names == ["query", "passage", "negative_1", "negative_2", "lang", "score"]
 
 
-def test_row_groups_stream(released, tmp_path):
+def test_row_groups_stream_and_large_sources_have_several_files(released, tmp_path, manifest, cache):
     groups = row_groups(released / "data" / "faq_kor.parquet")
     assert len(groups) > 2 and max(groups) <= ROW_GROUP_ROWS
     # Those of long texts are small.
     text = pa.array(["word " * 20_000] * 1000)
     pq.write_table(pa.table({"query": [str(row) for row in range(1000)], "passage": text}), tmp_path / "long.parquet")
-    release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "out")
-    assert max(row_groups(tmp_path / "out" / "data" / "long.parquet")) * 100_000 < 40 << 20
-
-
-def test_large_sources_have_several_files(manifest, tmp_path, cache):
+    release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "long")
+    assert max(row_groups(tmp_path / "long" / "data" / "long.parquet")) * 100_000 < 40 << 20
     out = release(manifest, tmp_path / "out", sources=["faq_kor", "code"], max_file_bytes=1000)
     files = sorted(path.name for path in (out / "data/faq_kor").iterdir())
     assert len(files) > 2 and files == [f"train-{n:05d}-of-{len(files):05d}.parquet" for n in range(len(files))]

@@ -96,7 +96,7 @@ def test_report_of_a_stage_under_its_cap(manifest):
     assert divided(21, ["kor", "eng"], pair=False) == {"mul": 21}
 
 
-def test_missing_and_unreadable_files(manifest):
+def test_missing_and_unreadable_files_and_folders(manifest, tmp_path):
     data = manifest.parent / "data"
     (data / "world.parquet").unlink()
     (data / "faq_kor.parquet").unlink()
@@ -111,9 +111,6 @@ def test_missing_and_unreadable_files(manifest):
     text = report(found)
     assert f"missing or unreadable:\n  polarity: {fault}\n  faq: 2 of 3 files\n  world: world.parquet\n" in text
     assert table(text, "source")["world"] == ["clustering", "mul", "0", "0", "0", "70"]
-
-
-def test_a_folder_that_is_empty_or_cannot_be_reached(manifest, tmp_path):
     # The tests run offline.
     found = survey(manifest, "hf://datasets/owner/name")
     assert "cannot be reached" in found.unreachable and found.unreachable in report(found)

@@ -116,9 +116,8 @@ def mine(
             missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
                 # Checked before any work: a long run must not fail at its last source.
-                rows = {
-                    side: corpus.numbered(ids) for side, ids in corpus.read_ids(source.files, corpus.text_ids).items()
-                }
+                ids = corpus.read_ids(source.files, corpus.text_ids)
+                rows = {side: corpus.numbered(ids[side]) for side in corpus.SIDES}
                 if (passages := len(rows["passage"].ids)) < options.top:
                     fault = f"its {passages} distinct passages are fewer than top {options.top}"
                     raise UserError(f"source {source.name!r}: {fault}; lower --top or leave it out of --sources")
@@ -234,9 +233,8 @@ class MiningTasks:
         """Write everything that tasks read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for side in corpus.SIDES:
-            corpus.TextStore.write(
-                self.folder / f"{side}.arrow", corpus.distinct_texts(self.source, side, rows[side].first)
-            )
+            texts = corpus.distinct_texts(self.source, side, rows[side].first)
+            corpus.TextStore.write(self.folder / f"{side}.arrow", texts)
         forms = {side: corpus.form_ids(self._texts(side)) for side in corpus.SIDES}
         form = np.unique(np.concatenate([*forms.values()]), return_inverse=True)[1]
         query_form, passage_form = np.split(form, [len(forms["query"])])

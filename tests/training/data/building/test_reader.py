@@ -145,7 +145,7 @@ def test_faulty_json(tmp_path, load, refuses, content, column, fault):
         texts(load("json", data_files="a.jsonl"), column)
 
 
-def test_csv_texts_are_those_of_the_file(tmp_path, load):
+def test_csv_texts_are_those_of_the_file_and_may_be_missing(tmp_path, load):
     first = ["NA", "None", "null", "00001", "1e5", "True", " x ", "2020-01-01", ""]
     values = [*first, *["filler"] * 10_000, "0.50", "nan"]
     lines = [f"{text}\t{number / 2:.2f}" for number, text in enumerate(values)]
@@ -153,9 +153,6 @@ def test_csv_texts_are_those_of_the_file(tmp_path, load):
     loaded = load("csv", data_files="a.tsv", sep="\t")
     assert rows(loaded, "a", "s") == [(text, f"{number / 2:.2f}") for number, text in enumerate(values)]
     assert texts(loaded, "a") == [text for text in values if text.strip()]
-
-
-def test_missing_fields_of_a_csv_file(tmp_path, load):
     (tmp_path / "a.csv").write_text("a,b\nx,\n,y\nv,w\n")
     raw = RawRows(load("csv", data_files="a.csv"), {"text": "a", "label": "b"}, WHERE, texts=["text"], values=["label"])
     assert [row for _, row in raw] == [{"text": "v", "label": "w"}]

@@ -99,7 +99,7 @@ def test_translations_are_right_and_their_negatives_wrong(sources, concepts_of):
     assert 0.7 < np.mean(same) < 0.9
 
 
-def test_what_is_true_of_a_territory_is_no_negative(sources, concepts_of):
+def test_what_is_true_of_a_territory_is_no_negative_and_classes_do_not_mix(sources, concepts_of, names):
     currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
     current = {place: {code for code, _, end, _ in all_of if end is None} for place, all_of in currencies.items()}
     spoken = {place: set(map(macrolanguage, all_of)) for place, all_of in languages.items()}
@@ -110,9 +110,6 @@ def test_what_is_true_of_a_territory_is_no_negative(sources, concepts_of):
             for text in negatives_of(row):
                 assert not {code_of(code) for each, code in concepts_of[text] if each == kind} & true, row
             assert {code_of(code) for each, code in concepts_of[row["passage"]] if each == kind} & true, row
-
-
-def test_classes_do_not_mix(sources, names, concepts_of):
     for row in sources["cldr_kind"]:
         kinds = [{kind for kind, _ in concepts_of[row[column]]} for column in ("query", "passage")]
         assert kinds[0] == kinds[1] and len(kinds[0]) == 1, row

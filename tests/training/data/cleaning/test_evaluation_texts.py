@@ -41,12 +41,15 @@ def test_named_columns_of_every_kind_of_file(tmp_path, refuses, suffix):
         evaluation_file(str(path))
 
 
-def test_a_line_of_a_text_file_is_a_text_and_a_list_holds_several(tmp_path):
+def test_lines_lists_and_json_in_parquet_are_texts(tmp_path):
     path = tmp_path / "set.txt"
     path.write_text("one\n\ntwo\n")
     assert texts_of(str(path)) == ["one", "two"]
     pq.write_table(pa.table({"sentences": [["a", None, "b"], [], ["c"]]}), tmp_path / "set.parquet")
     assert texts_of(f"{tmp_path}/set.parquet:sentences") == ["a", "b", "c"]
+    mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
+    mixed.to_parquet(tmp_path / "set.parquet")
+    assert texts_of(f"{tmp_path}/set.parquet:a,b") == ["大熊猫", "竹", "y"]
 
 
 @pytest.mark.parametrize(
@@ -72,12 +75,6 @@ def test_texts_of_tables_are_not_guessed_at(tmp_path, suffix):
     texts = ["NA", "null", "None", "00001", "1e5", "True", "2020-01-01", *["12"] * 20_000, "0.50", "text"]
     (tmp_path / f"set.{suffix}").write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
     assert texts_of(f"{tmp_path}/set.{suffix}:text") == texts
-
-
-def test_json_in_parquet_is_decoded(tmp_path):
-    mixed = Dataset.from_dict({"a": ["大熊猫", 3], "b": [["竹"], ["y", 2]]}, on_mixed_types="use_json")
-    mixed.to_parquet(tmp_path / "set.parquet")
-    assert texts_of(f"{tmp_path}/set.parquet:a,b") == ["大熊猫", "竹", "y"]
 
 
 def fake_task(name, data, **attributes):

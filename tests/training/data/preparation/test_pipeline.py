@@ -147,21 +147,16 @@ def test_two_runs_write_the_same_bytes(two, tmp_path, small_tokenizer, options):
         assert {each.name: times(each.folder) for each in again} == before
 
 
+OTHER_OPTIONS = {"max_length": 20, "instructions": False, "document_instruction_share": 0.9, "validation_share": 0.5}
+OTHER_OPTIONS |= {"num_hard_negatives": (("retrieval", 1),), "seed": 1, "text_forms": True, "keep_texts": True}
+OTHER_KEYS = {"instruction": "Another.", "symmetric": True, "cap": 10, "task_type": "clustering", "languages": ["kor"]}
+
+
 @pytest.mark.parametrize(
     ("keys", "changes", "more"),
     [
-        ({}, {"max_length": 20}, 2),
-        ({}, {"instructions": False}, 2),
-        ({}, {"document_instruction_share": 0.9}, 2),
-        ({}, {"validation_share": 0.5}, 2),
-        ({}, {"num_hard_negatives": (("retrieval", 1),)}, 2),
-        ({}, {"seed": 1}, 2),
-        ({}, {"text_forms": True}, 2),
-        ({}, {"keep_texts": True}, 2),
-        ({"instruction": "Another."}, {}, 1),
-        ({"symmetric": True}, {}, 1),
-        ({"cap": 10}, {}, 1),
-        ({"task_type": "clustering", "languages": ["kor"]}, {}, 1),
+        *(({}, {key: value}, 2) for key, value in OTHER_OPTIONS.items()),
+        *(({key: value}, {}, 1) for key, value in OTHER_KEYS.items()),
         # No prepared byte depends on these, nor on the negatives of another task type.
         ({"licence": "MIT", "category": "QA", "stages": ["one"], "instruction_from": "v1"}, {}, 0),
         ({}, {"num_hard_negatives": (("retrieval", 2), ("clustering", 4))}, 0),
