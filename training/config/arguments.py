@@ -188,6 +188,8 @@ class StageArguments(LoraArguments, TrainingArguments):
         # A text alone is a pattern or 'all-linear'.
         if len(self.optim_target_modules or ()) == 1:
             (self.optim_target_modules,) = self.optim_target_modules
+        if self.trackio_static_space_id == "false":
+            self.trackio_static_space_id = False
         if self.use_liger_kernel or self.liger_kernel_config is not None:
             # Liger's default replaces the forward pass of a language model by one that computes its loss.
             self.liger_kernel_config = {"fused_linear_cross_entropy": False, **self.mapping("liger_kernel_config")}
@@ -204,7 +206,10 @@ class StageArguments(LoraArguments, TrainingArguments):
             raise UserError(f"key 'greater_is_better': {what}; give '{str(greater).lower()}' or take the key out")
         self.greater_is_better = greater
         if follows:
-            self.lr_scheduler_kwargs = {**self.mapping("lr_scheduler_kwargs"), "mode": "max" if greater else "min"}
+            mode, given = "max" if greater else "min", self.mapping("lr_scheduler_kwargs")
+            if given.get("mode", mode) != mode:
+                raise UserError(f"key 'lr_scheduler_kwargs': {metric!r} wants 'mode: {mode}'; give that or take it out")
+            self.lr_scheduler_kwargs = {**given, "mode": mode}
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return a copy of the value of a key that holds a mapping, which a recipe gives as JSON."""
@@ -332,7 +337,7 @@ _INSTEAD = {
     "per_device_|gradient_acc|auto_find|torch_empty": "give 'global_batch_size', the rows over all processes, and "
     "'max_tokens_per_forward', what is encoded at once",
     "hub_token": "set the variable HF_TOKEN or run 'hf auth login'",
-    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME' (create it first if it is to be private), or use training/publish.py",
+    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME' (create it first if private), or use training/publish.py",
     "torch_compile": "give 'compile: true'",
     "resume_|ignore_data|restore_": "add --resume to the command, or give 'model: FOLDER' to start from a checkpoint",
     "data_seed|dataloader_(drop|in_)|length_|train_sampling": "give 'seed', which decides the order of the batches",

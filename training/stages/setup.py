@@ -17,7 +17,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.executor import read_executor
 from training.common.outputs import locked, new_folder
-from training.common.run_folder import FINAL_MODEL, numbered_checkpoints
+from training.common.run_folder import FINAL_MODEL, RECIPE, numbered_checkpoints
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.builders import build
@@ -30,7 +30,7 @@ from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sa
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
-from training.models.model_ref import ModelRef, base_of, base_revision, find_model, why_not_last_token
+from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
@@ -44,11 +44,11 @@ _TOKENS_AT_ONCE = 8192
 
 
 def find_models(args: StageArguments) -> None:
-    """Replace the folder of a run by that of its model, in the keys that name models."""
+    """Replace the folder of a finished run by that of its model, in the keys that name models."""
     for key in ("model", "teacher", "tokenizer"):
-        name = getattr(args, key)
-        if name and Path(name).is_dir() and not (key == "tokenizer" and (Path(name) / "tokenizer.json").is_file()):
-            setattr(args, key, find_model(name, None, f"key '{key}'")[0])
+        run = Path(getattr(args, key) or "")
+        if run.name and (run / RECIPE).is_file() and (run / FINAL_MODEL).is_dir():
+            setattr(args, key, str(run / FINAL_MODEL))
 
 
 def set_up(stage: Stage) -> F2LLMTrainer:
@@ -237,7 +237,11 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
         token_fields = {"vocab_size": args.tokenizer_vocab_size, **dict(zip(ids, (0, 0, 1), strict=True))}
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
         if args.model is not None:
-            config = F2LLMConfig.from_pretrained(base_of(args.model))
+            base = Path(base_of(args.model))
+            # transformers takes default values for a folder without it.
+            if base.is_dir() and not (base / "config.json").is_file():
+                raise ValueError(f"{base} has no config.json")
+            config = F2LLMConfig.from_pretrained(base)
         else:
             fields = {**token_fields, **args.mapping("model_config")}
             family = fields.pop("family", None)
