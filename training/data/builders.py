@@ -29,16 +29,20 @@ def build(name: str, folder: Path, seed: int, options: Mapping[str, Any] | None 
     """Build a folder of data unless it exists, and return it; ``options`` are keyword arguments of the builder."""
     if name not in _BUILDERS:
         raise UserError(f"unknown builder {name!r}; there are {', '.join(_BUILDERS)}")
-    return resolve_name(_BUILDERS[name])(folder, **{"seed": seed, **(options or {})})
+    if "seed" in (options or {}):
+        raise UserError(
+            f"builder {name!r}: option 'seed' is not one of 'builder_options'; give the recipe's key 'seed'"
+        )
+    return resolve_name(_BUILDERS[name])(folder, seed=seed, **(options or {}))
 
 
 def builder(name: str, **versions: Any) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., Path]]:
     """Turn a function that writes files into an empty folder into a builder: it takes a path and returns it.
 
     The options of the function are its keyword arguments: whole numbers from 1 (or from 0 if that is the default),
-    shares below 1, or lists of texts, whose order does not matter. A folder that holds a build with the same options is
-    kept, and one that holds anything else is refused. ``build.json`` records ``versions``, the options, the files and
-    what the function returns.
+    shares between 0 and 1, or lists of texts in any order. A folder with a build of the same options is kept, and one
+    that holds anything else is refused. ``build.json`` records ``versions``, the options, the files and what the
+    function returns.
     """
 
     def decorate(write: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
@@ -53,9 +57,22 @@ def builder(name: str, **versions: Any) -> Callable[[Callable[..., dict[str, Any
                 if not _fits(value, defaults[key]):
                     fault = f"option {key!r} cannot be {value!r}; give a value such as {defaults[key]!r}"
                     raise UserError(f"builder {name!r}: {fault}")
-            options = {key: given.get(key, default) for key, default in defaults.items()}
+            options, output = {key: given.get(key, default) for key, default in defaults.items()}, Path(output_dir)
             options = {key: sorted({*value}) if _is_list(value) else value for key, value in options.items()}
-            return _make(Path(output_dir), name, versions | options, lambda folder: write(folder, **options))
+            # The disk of a finished build may be read-only.
+            if _is_built(output, name, versions | options):
+                logger.info("%s already holds this build", output)
+                return output
+            with locked(output):
+                # Another command may have built it before the lock was free.
+                if not _is_built(output, name, versions | options):
+                    with new_folder(output) as built:
+                        more = write(built, **options)
+                        files = sorted(path.name for path in built.iterdir())
+                        # Last, because it marks the build as finished.
+                        record = {"options": versions | options, "files": files, **more}
+                        (built / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            return output
 
         return build
 
@@ -68,25 +85,10 @@ def _is_list(value: Any) -> bool:
 
 def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, float):
-        return isinstance(value, int | float) and 0 <= value < 1
+        return isinstance(value, int | float) and 0 < value < 1
     if isinstance(default, int):
         return type(value) is int and value >= min(default, 1)
     return value is default or _is_list(value)
-
-
-def _make(output_dir: Path, name: str, options: dict[str, Any], write: Callable[[Path], dict[str, Any]]) -> Path:
-    # The disk of a finished build may be read-only. Another command may have built it before the lock was free.
-    if _is_built(output_dir, name, options):
-        logger.info("%s already holds this build", output_dir)
-        return output_dir
-    with locked(output_dir):
-        if not _is_built(output_dir, name, options):
-            with new_folder(output_dir) as built:
-                more = write(built)
-                # Last, because it marks the build as finished.
-                record = {"options": options, "files": sorted(path.name for path in built.iterdir()), **more}
-                (built / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return output_dir
 
 
 def _is_built(output_dir: Path, name: str, options: dict[str, Any]) -> bool:
@@ -98,8 +100,8 @@ def _is_built(output_dir: Path, name: str, options: dict[str, Any]) -> bool:
         found, missing = record["options"], [file for file in record["files"] if not (output_dir / file).is_file()]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{output_dir} exists and is not a finished {name} build; remove it or name another") from None
-    differing = sorted(key for key in {*found, *options} if found.get(key) != options.get(key))
-    if differing or missing:
-        fault = f"holds a {name} build with other {', '.join(differing)}" if differing else f"lacks {missing[0]}"
-        raise UserError(f"{output_dir} {fault}; remove it or name another folder")
+    if wrong := [*sorted(key for key in {*found, *options} if found.get(key) != options.get(key)), *missing]:
+        raise UserError(
+            f"{output_dir} holds a {name} build that differs in {', '.join(wrong)}; remove it or name another"
+        )
     return True

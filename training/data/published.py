@@ -115,10 +115,7 @@ class TextBatch:
 
 
 class PublishedFile:
-    """One parquet file of a source, read in batches and checked row by row. It is open only while it is read.
-
-    ``path`` may be an address such as ``hf://datasets/OWNER/NAME@REVISION/a.parquet``.
-    """
+    """One parquet file of a source, such as ``hf://datasets/OWNER/NAME/a.parquet``; open only while it is read."""
 
     def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
         if isinstance(path, str):
@@ -176,10 +173,7 @@ class PublishedFile:
             raise UserError(f"{self.path}: column {name!r} holds {kind}, not text; convert it to strings")
 
     def batches(self, batch_rows: int | None = None, raw: bool = False, skip_bad: bool = False) -> Iterator[TextBatch]:
-        """Yield the rows in order, a few megabytes at once; ``raw`` removes the instructions of queries.
-
-        The first bad row is an error, unless bad rows are to be skipped.
-        """
+        """Yield the rows in order, without instructions if ``raw``; a bad row is an error unless it is skipped."""
         row = 0
         for batch in self.record_batches(batch_rows):
             faults, rows = find_faults(batch, self.negatives, self.required_negatives), len(batch)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def write_rows(path, rows, negatives, **more):
+    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives))]
+    columns = {name: [f"{name} {row}" for row in range(rows)] for name in names}
+    # As the published files are: one row group, however large.
+    pq.write_table(pa.table(columns | more), path, row_group_size=rows)
 
 
 def published_rows(source):

@@ -28,9 +28,6 @@ def write(tmp_path):
     return write
 
 
-# Keys
-
-
 def test_all_keys_arrive(write, tmp_path):
     given = {"symmetric": True, "languages": ["kor", "eng"], "cap": 80_000, "licence": "CC-BY-4.0", "category": "QA"}
     given |= {"task_type": "clustering", "stages": ["one"], "instruction_from": "v1"}
@@ -66,48 +63,24 @@ def test_wrong_key_or_value(write, refuses, key, value, parts):
         load_manifest(path)
 
 
-def test_faulty_entries(write, refuses):
+def test_faulty_entries_and_files(write, refuses, tmp_path):
     with refuses("manifest.yaml", "source 2", "b.parquet"):
         load_manifest(write(ENTRY, "b.parquet"))
     with refuses("manifest.yaml", "'faq'", "rename"):
         load_manifest(write(ENTRY, {**ENTRY, "files": "b_2.parquet"}))
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        (None, ["no such file"]),
-        ("sources: [\n", ["not valid YAML"]),
-        ("source: []\n", ["'source'", "did you mean 'sources'?"]),
-        ("sources: []", ["'sources'", "missing"]),
-        ("sources: {a: b}", ["'sources'"]),
-    ],
-)
-def test_faulty_file(tmp_path, refuses, content, parts):
-    path = tmp_path / "manifest.yaml"
-    if content is not None:
-        path.write_text(content)
-    with refuses(path, *parts):
+    path = tmp_path / "faulty.yaml"
+    with refuses(path, "no such file"):
         load_manifest(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "named"),
-    [
-        ("root", 5, "5"),
-        ("stage_caps", {"stageX": 5}, "'stageX'"),
-        ("stage_caps", {"one": 0}, "'one'"),
-        ("stage_rows", {"two": 5}, "'two'"),
-        ("published_language_rows", {"eng": "many"}, "'many'"),
-    ],
-)
-def test_faulty_key_beside_sources(write, refuses, key, value, named):
-    path = write({**ENTRY, "stages": ["one"]}, **{key: value})
-    with refuses(path, repr(key), named):
-        read_manifest(path)
-
-
-# Files
+    faults = {"sources: [\n": "not valid YAML", "source: []\n": "'source'; did you mean 'sources'?"}
+    for content, part in {**faults, "sources: []": "missing", "sources: {a: b}": "'sources'"}.items():
+        path.write_text(content)
+        with refuses(path, part):
+            load_manifest(path)
+    faults = [("root", 5, "5"), ("stage_rows", {"two": 5}, "two"), ("published_language_rows", {"eng": "many"}, "many")]
+    for key, value, named in [*faults, ("stage_caps", {"stageX": 5}, "stageX"), ("stage_caps", {"one": 0}, "one")]:
+        path = write({**ENTRY, "stages": ["one"]}, **{key: value})
+        with refuses(path, repr(key), named):
+            read_manifest(path)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +102,11 @@ def test_files_are_found_in_reading_order(write, tmp_path, files, expected):
     assert [file.relative_to(tmp_path).as_posix() for file in source.files] == expected
 
 
-@pytest.mark.parametrize("files", ["none_*.parquet", ["a.parquet", "none.parquet"], "deep"])
-def test_missing_file(write, refuses, files):
-    path = write({**ENTRY, "files": files})
-    with refuses(path, "'faq'", path.parent / (files if isinstance(files, str) else files[-1]), "'files'"):
-        load_manifest(path)
+def test_missing_file(write, refuses):
+    for files in ("none_*.parquet", "none.parquet", "deep"):
+        path = write({**ENTRY, "files": ["a.parquet", files]})
+        with refuses(path, "'faq'", path.parent / files, "'files'"):
+            load_manifest(path)
 
 
 def collection(tmp_path, *names, root="data [v2]", **keys):
@@ -147,14 +120,11 @@ def collection(tmp_path, *names, root="data [v2]", **keys):
     return path
 
 
-def test_each_file_of_a_collection_is_a_source(tmp_path, refuses):
+def test_each_file_of_a_collection_is_a_source_in_any_folder(tmp_path, refuses):
     path = collection(tmp_path, "faq_kor.parquet", "faq_de-en.parquet", "faq_part2.parquet", cap=7, symmetric=True)
     sources = load_manifest(path)
-    assert [(source.name, source.languages) for source in sources] == [
-        ("faq_de-en", ["deu", "eng"]),
-        ("faq_kor", ["kor"]),
-        ("faq_part2", []),
-    ]
+    languages = {source.name: source.languages for source in sources}
+    assert languages == {"faq_de-en": ["deu", "eng"], "faq_kor": ["kor"], "faq_part2": []}
     for source in sources:
         assert source.files == [tmp_path / "data [v2]" / f"{source.name}.parquet"]
         assert (source.cap, source.symmetric, source.instruction) == (7, True, ENTRY["instruction"])
@@ -163,6 +133,13 @@ def test_each_file_of_a_collection_is_a_source(tmp_path, refuses):
     path.write_text(yaml.safe_dump(content))
     with refuses(path, "'faq_de-en'", "'other'", "narrow its 'files'"):
         load_manifest(path)
+    path = collection(tmp_path, "faq_kor.parquet")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "faq_deu.parquet").touch()
+    assert [source.name for source in load_manifest(path, tmp_path / "elsewhere")] == ["faq_deu"]
+    fsspec.filesystem("memory").pipe("/manifest/faq_kor.parquet", b"PAR1")
+    (source,) = load_manifest(collection(tmp_path, root="memory://manifest"))
+    assert (source.name, str(source.files[0])) == ("faq_kor", "memory://manifest/faq_kor.parquet")
 
 
 def test_file_whose_name_has_no_language_gets_those_of_the_collection(tmp_path):
@@ -173,25 +150,10 @@ def test_file_whose_name_has_no_language_gets_those_of_the_collection(tmp_path):
     assert [source.languages for source in load_manifest(path)] == [["kor", "deu"]] * 3
 
 
-def test_root_and_the_folder_given_instead(tmp_path):
-    path = collection(tmp_path, "faq_kor.parquet")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "faq_deu.parquet").touch()
-    for folder in (tmp_path / "elsewhere", str(tmp_path / "elsewhere")):
-        assert [source.name for source in load_manifest(path, folder)] == ["faq_deu"]
-    fsspec.filesystem("memory").pipe("/manifest/faq_kor.parquet", b"PAR1")
-    (source,) = load_manifest(collection(tmp_path, root="memory://manifest"))
-    assert (source.name, str(source.files[0])) == ("faq_kor", "memory://manifest/faq_kor.parquet")
-
-
 def test_stage_takes_its_sources_under_its_cap(write, refuses):
-    entries = [
-        {**ENTRY, "name": "a", "stages": ["one", "two"], "cap": 5},
-        {**ENTRY, "name": "b", "stages": ["two"]},
-        {**ENTRY, "name": "c"},
-        {**ENTRY, "name": "d", "files": "missing.parquet", "stages": ["three"]},
-    ]
-    path = write(*entries, stage_caps={"two": 3})
+    both, missing = {"stages": ["one", "two"], "cap": 5}, {"files": "missing.parquet", "stages": ["three"]}
+    named = {"a": both, "b": {"stages": ["two"]}, "c": {}, "d": missing}
+    path = write(*({**ENTRY, "name": name, **keys} for name, keys in named.items()), stage_caps={"two": 3})
     assert [(source.name, source.cap) for source in load_manifest(path, stage="one")] == [("a", 5), ("c", None)]
     assert [(source.name, source.cap) for source in load_manifest(path, stage="two")] == [("a", 3), ("b", 3), ("c", 3)]
     with refuses(path, "'d'", "missing.parquet"):
@@ -199,8 +161,6 @@ def test_stage_takes_its_sources_under_its_cap(write, refuses):
     with refuses(path, "'four'", "one, three, two"):
         load_manifest(path, stage="four")
 
-
-# Selection and writing
 
 TYPES = {"web_kor": "retrieval", "web_deu": "retrieval", "sts": "clustering", "polarity": "classification"}
 SOURCES = [Source(name, [], task_type, "Find.") for name, task_type in TYPES.items()]

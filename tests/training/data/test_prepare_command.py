@@ -55,7 +55,7 @@ def manifest(tmp_path):
 def test_a_recipe_and_the_command_prepare_the_same(tmp_path, manifest, capsys):
     keys = {"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "max_length": 64}
     keys |= {"task_types": None, "instructions": True, "max_steps": 2, "eval_strategy": "no", "manifest": str(manifest)}
-    assert main([str(write_single_stage(tmp_path, **keys, validation_share=0.01, seed=0))]) == 0
+    assert main([str(write_single_stage(tmp_path, **keys, validation_share=0.01))]) == 0
     folders = (tmp_path / "run/prepared").glob("[!.]*")
     prepared = {source.name: source for source in map(PreparedSource, folders)}
     widths = {name: source.num_negatives for name, source in prepared.items()}

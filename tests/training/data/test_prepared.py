@@ -24,7 +24,7 @@ def prepared(write_source, run):
     return run(source, validation_share=0.2, keep_texts=True)
 
 
-def test_opens_again_and_maps_its_arrays_read_only(prepared):
+def test_opens_and_unpickles_with_its_arrays_mapped_read_only(prepared):
     again = PreparedSource(str(prepared.folder))
     assert (again.name, again.task_type, again.num_negatives) == ("faq", "retrieval", 3)
     assert again.description["languages"] == ["kor"]
@@ -39,9 +39,6 @@ def test_opens_again_and_maps_its_arrays_read_only(prepared):
         assert isinstance(array, np.memmap) and array.dtype == np.dtype("<i4")
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
-
-
-def test_pickle_holds_the_folder_only(prepared):
     # A pickled memory map holds the whole array: each spawned loader worker would get a copy.
     pickled = pickle.dumps(prepared)
     assert len(pickled) < len(pickle.dumps(prepared.folder)) + 100
@@ -52,14 +49,7 @@ def test_pickle_holds_the_folder_only(prepared):
         assert isinstance(again.rows[split], np.memmap) and again.rows[split].tolist() == rows.tolist()
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"name": "faq"}'])
-def test_description_that_is_faulty(prepared, refuses, content):
-    (prepared.folder / DESCRIPTION).write_bytes(content)
-    with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
-        PreparedSource(prepared.folder)
-
-
-def test_truncated_or_missing_array(prepared, refuses):
+def test_faulty_description_and_truncated_or_missing_array(prepared, refuses):
     for file in (TOKENS, SPLITS["train"], TEXT_OFFSETS):
         content = (prepared.folder / file).read_bytes()
         (prepared.folder / file).write_bytes(content[:-4])
@@ -69,6 +59,10 @@ def test_truncated_or_missing_array(prepared, refuses):
         with refuses(prepared.folder, "not a whole prepared source", file):
             PreparedSource(prepared.folder)
         (prepared.folder / file).write_bytes(content)
+    for content in (b"{", b"\xff", b"[]", b'{"name": "faq"}'):
+        (prepared.folder / DESCRIPTION).write_bytes(content)
+        with refuses(prepared.folder, "not a whole prepared source", "prepare it again"):
+            PreparedSource(prepared.folder)
 
 
 def test_the_table_has_aligned_columns_and_a_sum(prepared, write_source, run):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,27 +28,20 @@ def write(tmp_path):
 def read(path, required_negatives=0, batch_rows=8192):
     rows = []
     for batch in PublishedFile(path, required_negatives).batches(batch_rows):
-        assert batch.first_row == len(rows)
-        assert len(batch) <= batch_rows
+        assert batch.first_row == len(rows) and len(batch) <= batch_rows
         columns = batch.columns.items()
         rows += [{name: texts[i] for name, texts in columns} for i in range(len(batch))]
     return rows
 
 
-# What is read
-
-
-@pytest.mark.parametrize("negatives", [0, 24])
-def test_rows_arrive_as_written(write, negatives):
-    table = {"query": THREE, "passage": ["a", "b", "a"], **{f"negative_{k + 1}": THREE for k in range(negatives)}}
-    file = PublishedFile(write(**table))
-    assert (file.num_rows, len(file.negatives)) == (3, negatives)
-    assert read(file.path, negatives) == pa.table(table).to_pylist()
-    # Once more from the same object.
-    assert [batch.columns for batch in file.batches()] == [batch.columns for batch in file.batches()]
-
-
-def test_negatives_are_in_numerical_order_and_other_columns_left_out(write):
+def test_rows_arrive_as_written_with_negatives_in_order_and_no_other_columns(write):
+    for negatives in (0, 24):
+        table = {"query": THREE, "passage": ["a", "b", "a"], **{f"negative_{k + 1}": THREE for k in range(negatives)}}
+        file = PublishedFile(write(**table))
+        assert (file.num_rows, len(file.negatives)) == (3, negatives)
+        assert read(file.path, negatives) == pa.table(table).to_pylist()
+        # Once more from the same object.
+        assert [batch.columns for batch in file.batches()] == [batch.columns for batch in file.batches()]
     others = dict.fromkeys(("lang", "negative_10", "negative_2", "query", "negatives", "negative_1x"), THREE)
     path = write(**others, passage=["x", "y", "z"])
     assert PublishedFile(path).negatives == ["negative_2", "negative_10"]
@@ -102,9 +93,6 @@ def test_further_columns(write, refuses):
     assert [text for batch in batches for text in batch.column("lang").to_pylist()] == languages
     with refuses(path, "column 'row' holds int64, not text"):
         list(PublishedFile(path).further_columns(["row"]))
-
-
-# Files that are refused
 
 
 @pytest.mark.parametrize(
@@ -163,8 +151,6 @@ def test_too_few_rows_or_negative_columns(write, refuses):
             PublishedFile(path).require(3, task_type)
 
 
-# Rows that are refused
-
 BROKEN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"d", b"\xff\xfe", b"e"]).buffers())
 
 
@@ -173,17 +159,11 @@ BROKEN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"d", b"\xff\xfe", b"e"
     [
         *((1, column, ["d", None, "e"], "is null") for column in ("query", "passage")),
         *((0, column, pa.nulls(3), "is null") for column in ("query", "passage")),
-        *(
-            (2, column, ["d", "e", text], "is empty")
-            for column in ("query", "passage", "negative_1")
-            for text in ("", " ", "\n\t ", "\u3000\u00a0")
-        ),
+        *((2, column, ["d", "e", "\n\t "], "is empty") for column in ("query", "passage", "negative_1")),
+        *((2, "query", ["d", "e", text], "is empty") for text in ("", "\u3000\u00a0")),
         (1, "passage", BROKEN, "is not UTF-8"),
         (1, "negative_2", ["d", "Curaçao", None], "equals column 'passage'"),
-        *(
-            (1, "negative_1", ["d", spelling, "e"], "is column 'passage' in another spelling")
-            for spelling in ("Curaçao ", "curaçao", "Curaçao.", "Curac\u0327ao", "ＣＵＲＡÇＡＯ")
-        ),
+        (1, "negative_1", ["d", "Curac\u0327ao.", "e"], "is column 'passage' in another spelling"),
         (2, "passage", ["d", "e", "z" * (MOST_CHARACTERS + 1)], "has more than 1,000,000 characters"),
     ],
     ids=lambda value: repr(value)[:30],
@@ -194,9 +174,6 @@ def test_faulty_row(write, refuses, row, column, values, fault):
     assert len(read(path, required_negatives=2)) == 3
     with refuses(path, f"row {row},", f"column {column!r} {fault}"):
         read(write(**columns | {column: values}))
-
-
-# Memory and files
 
 
 def handles(path):
@@ -228,16 +205,3 @@ def test_batch_of_long_texts_has_fewer_rows(tmp_path, rows, characters):
     sizes = [len(batch) for batch in PublishedFile(tmp_path / "a.parquet").batches()]
     assert sum(sizes) == rows
     assert max(sizes) == 8192 if characters == 10 else max(sizes) * characters * 2 <= max(32 << 20, 2 * characters)
-
-
-def test_first_batch_of_a_single_row_group_reads_a_part_of_it(tmp_path):
-    path = tmp_path / "a.parquet"
-    columns = {name: [os.urandom(250).hex() for _ in range(30_000)] for name in ("query", "passage", "negative_1")}
-    pq.write_table(pa.table(columns), path, row_group_size=30_000, compression="none")
-    assert pq.read_metadata(path).num_row_groups == 1
-    batches = PublishedFile(path).batches(10)
-    before = pa.total_allocated_bytes()
-    assert next(batches).columns["query"] == columns["query"][:10]
-    # A buffer and a page of each column, where the whole file is 45 MB.
-    assert pa.total_allocated_bytes() - before < 12_000_000
-    batches.close()

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from hub_cards.hub_terms import hub_language, hub_licence
+from tests.training.data.prepared_rows import contents, write_rows
 from training.data.cldr.sources import build_cldr
 from training.data.cleaning.decontamination import COUNTS
 from training.data.manifest import load_manifest
@@ -37,23 +38,15 @@ def entry(name, task_type, languages, **keys):
     return {"name": name, "files": f"{name}.parquet", **told, **keys}
 
 
+EACH = {"each_file": True}
 ENTRIES = [
     entry("polarity", "classification", ["eng"], licence="MIT", category="sentiment", stages=["two"]),
-    entry(
-        "faq", "retrieval", ["kor", "deu"], files="faq_*.parquet", each_file=True, licence="CC-BY-4.0", category="QA"
-    ),
-    entry("crawl", "retrieval", ["kor", "eng"], files="crawl_*.parquet", each_file=True, symmetric=True),
+    entry("faq", "retrieval", ["kor", "deu"], **EACH, files="faq_*.parquet", licence="CC-BY-4.0", category="QA"),
+    entry("crawl", "retrieval", ["kor", "eng"], **EACH, files="crawl_*.parquet", symmetric=True),
     entry("world", "clustering", ["mul", "tok"], files=["world_a.parquet", "world_b.parquet"], licence="My Own", cap=9),
     entry("code", "retrieval", ["zxx"], licence="MIT"),
 ]
 NAMES = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
-
-
-def write(path, rows, negatives, **more):
-    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives))]
-    columns = {name: [f"{name} {row}" for row in range(rows)] for name in names}
-    # As the published files are: one row group, however large.
-    pq.write_table(pa.table(columns | more), path, row_group_size=rows)
 
 
 def write_manifest(folder, *entries, **top):
@@ -66,13 +59,13 @@ def write_manifest(folder, *entries, **top):
 def manifest(tmp_path_factory):
     """A manifest and its data: sources of different columns, a collection, a pair of languages, two files."""
     folder = tmp_path_factory.mktemp("generated")
-    write(folder / "polarity.parquet", 50, 1)
+    write_rows(folder / "polarity.parquet", 50, 1)
     tags = pa.array(["ko", "kor", None, "?"] * (LONG // 4)).dictionary_encode()
-    write(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
-    write(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
-    write(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
-    write(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
-    write(folder / "code.parquet", 7, 1, query=["a", "b", "c", " ", "e", "f", "g"])
+    write_rows(folder / "faq_kor.parquet", LONG, 2, lang=tags, score=list(range(LONG)))
+    write_rows(folder / "crawl_ko-en.parquet", 21, 3, lang=["ko"] * 21)
+    write_rows(folder / "world_a.parquet", 30, 2, lang=["tl", "hbs", "tok"] * 10)
+    write_rows(folder / "world_b.parquet", 40, 2, lang=pa.nulls(40))
+    write_rows(folder / "code.parquet", 7, 1, query=["a", "b", "c", " ", "e", "f", "g"])
     return write_manifest(folder, *ENTRIES, stage_caps={"two": 20})
 
 
@@ -112,10 +105,6 @@ def table(folder, head):
     return {row[0]: row[1:] for row in rows}
 
 
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def row_groups(path):
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
@@ -136,17 +125,14 @@ def test_rows_columns_and_keys_are_unchanged(manifest, released):
     assert pq.read_schema(after[1].files[0]).names == ["query", "passage", "negative_1", "negative_2", "lang", "score"]
 
 
-def test_row_groups_stream(released, tmp_path):
+def test_row_groups_stream_and_large_sources_have_several_files(released, tmp_path, manifest, cache):
     groups = row_groups(released / "data" / "faq_kor.parquet")
     assert len(groups) > 2 and max(groups) <= ROW_GROUP_ROWS
     # Those of long texts are small.
     text = pa.array(["word " * 20_000] * 1000)
     pq.write_table(pa.table({"query": [str(row) for row in range(1000)], "passage": text}), tmp_path / "long.parquet")
-    release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "out")
-    assert max(row_groups(tmp_path / "out" / "data" / "long.parquet")) * 100_000 < 40 << 20
-
-
-def test_large_sources_have_several_files(manifest, tmp_path, cache):
+    release(write_manifest(tmp_path, entry("long", "retrieval", ["eng"])), tmp_path / "long")
+    assert max(row_groups(tmp_path / "long" / "data" / "long.parquet")) * 100_000 < 40 << 20
     out = release(manifest, tmp_path / "out", sources=["faq_kor", "code"], max_file_bytes=1000)
     files = sorted(path.name for path in (out / "data/faq_kor").iterdir())
     assert len(files) > 2 and files == [f"train-{n:05d}-of-{len(files):05d}.parquet" for n in range(len(files))]
@@ -163,7 +149,7 @@ def test_every_configuration_loads(released, cldr_release, cache, streaming):
             assert list(rows) == pq.read_table(source.files[0]).to_pylist()
 
 
-def test_metadata(released, cldr_release):
+def test_metadata_and_tables(released, cldr_release, cldr):
     found = metadata(released)
     # faq_kor's rows without a code of their own are in the language of its name.
     assert found["language"] == ["code", "en", "hbs", "ko", "multilingual", "tl", "tok"]
@@ -175,16 +161,12 @@ def test_metadata(released, cldr_release):
     real = metadata(cldr_release)
     assert (real["language"], real["license"], real["license_name"]) == (["de", "en", "sw"], "other", "unicode-3.0")
     assert real["pretty_name"] == "CLDR names"
-
-
-def test_tables_count_the_rows(released, cldr, cldr_release):
     languages = {code: cells[1] for code, cells in table(released, "code | language").items()}
     expected = {"kor": f"{LONG + 11:,}", "eng": "60", "mul": "40", "tgl": "10", "hbs": "10", "tok": "10", "zxx": "7"}
     assert languages == expected
     counts = [["50", "1"], [f"{LONG:,}", "2"], ["21", "3"], ["70", "2"], ["7", "1"]]
-    assert {name: cells[4:6] for name, cells in table(released, "source").items()} == dict(
-        zip(NAMES, counts, strict=True)
-    )
+    sources = table(released, "source")
+    assert [*sources] == NAMES and [cells[4:6] for cells in sources.values()] == counts
     assert table(released, "task type")["clustering"][:2] == ["1", "70"]
     assert table(released, "category")["QA"][:2] == ["1", f"{LONG:,}"]
     assert table(released, "licence")["MIT"] == ["2", "57"]
@@ -205,7 +187,7 @@ def test_provenance(cldr, cldr_release, released, tmp_path, refuses):
     assert "No record of how" in card_of(released)
     data = tmp_path / "data"
     data.mkdir()
-    write(data / "a.parquet", 5, 1)
+    write_rows(data / "a.parquet", 5, 1)
     write_manifest(data, entry("a", "retrieval", ["eng"]))
     built = {"read": 9, "rows": 5, "dropped": {"no label": 3, "empty": 1}}
     (data / "build.json").write_text(json.dumps({"sources": {"a": built}}))
@@ -266,8 +248,8 @@ def test_an_unchanged_release_is_left_alone(cldr, tmp_path, capsys, refuses):
 
 @pytest.mark.parametrize("more", [{"score": [1, 2, 3], "negative_1": ["n"] * 3}, {}])
 def test_names_and_columns_that_make_no_configuration(tmp_path, refuses, more):
-    write(tmp_path / "a.parquet", 3, 1)
-    write(tmp_path / "b.parquet", 3, 0, **more)
+    write_rows(tmp_path / "a.parquet", 3, 1)
+    write_rows(tmp_path / "b.parquet", 3, 0, **more)
     manifest = write_manifest(tmp_path, entry("both", "retrieval", ["eng"], files=["a.parquet", "b.parquet"]))
     with refuses("'both'", "score" if more else "negative_1", "each_file"):
         release(manifest, tmp_path / "out")
@@ -278,8 +260,7 @@ def test_names_and_columns_that_make_no_configuration(tmp_path, refuses, more):
 
 @pytest.mark.parametrize("count", [1, 280])
 def test_plot(tmp_path, count):
-    rows = {f"q{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}": 1000 // (n + 1) for n in range(count)}
-    plot_languages(rows, tmp_path, "A $ set")
+    plot_languages({f"q{n}": 1000 // (n + 1) for n in range(count)}, tmp_path, "A $ set")
     assert (tmp_path / "languages.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "languages.svg").read_text()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.training.data.prepared_rows import write_rows
 from training.data.published import PublishedFile
 from training.data.survey import divided, report, survey
 
@@ -30,11 +29,6 @@ ENTRIES = [
 ]
 
 
-def write(path, rows, negatives, *more):
-    names = ["query", "passage", *(f"negative_{number + 1}" for number in range(negatives)), *more]
-    pq.write_table(pa.table({name: [f"{name} {row}" for row in range(rows)] for name in names}), path)
-
-
 @pytest.fixture
 def manifest(tmp_path):
     """A manifest and its data: one file of each layout, one of two FAQ languages, and an unclaimed file."""
@@ -42,8 +36,8 @@ def manifest(tmp_path):
     data.mkdir()
     files = {"polarity": (50, 1), "faq_kor": (30, 24), "faq_en": (70, 24), "world": (70, 24), "nobody": (5, 1)}
     for name, (rows, negatives) in files.items():
-        write(data / f"{name}.parquet", rows, negatives)
-    write(data / "crawl_ko-en.parquet", 21, 24, "lang", "source")
+        write_rows(data / f"{name}.parquet", rows, negatives)
+    write_rows(data / "crawl_ko-en.parquet", 21, 24, lang=["ko"] * 21, source=["web"] * 21)
     path = tmp_path / "manifest.yaml"
     path.write_text(yaml.safe_dump({"root": "data", "stage_caps": {"two": 20}, "sources": ENTRIES}))
     return path
@@ -61,18 +55,15 @@ def test_three_layouts(manifest, monkeypatch, remote):
     for file in (manifest.parent / "data").iterdir():
         fsspec.filesystem("memory").pipe(f"/hub/{file.name}", file.read_bytes())
     found = survey(manifest, remote)
-    layouts = {
-        Path(file.name).name: (file.rows, file.negatives, file.languages, file.tells_language)
-        for collection in found.collections
-        for file in collection.files
-    }
-    assert layouts == {
-        "polarity.parquet": (50, 1, ["eng"], False),
-        "faq_en.parquet": (70, 24, ["eng"], False),
-        "faq_kor.parquet": (30, 24, ["kor"], False),
-        "crawl_ko-en.parquet": (21, 24, ["kor", "eng"], True),
-        "world.parquet": (70, 24, ["mul"], False),
-    }
+    files = [file for collection in found.collections for file in collection.files]
+    assert [(Path(file.name).stem, file.rows, file.negatives, *file.languages) for file in files] == [
+        ("polarity", 50, 1, "eng"),
+        ("faq_en", 70, 24, "eng"),
+        ("faq_kor", 30, 24, "kor"),
+        ("crawl_ko-en", 21, 24, "kor", "eng"),
+        ("world", 70, 24, "mul"),
+    ]
+    assert [file.tells_language for file in files] == [False, False, False, True, False]
     assert not any(each.missing or each.faults for each in found.collections) and found.unreachable is None
     assert found.unclaimed == [f"{remote or manifest.parent / 'data'}/nobody.parquet"]
 
@@ -80,7 +71,7 @@ def test_three_layouts(manifest, monkeypatch, remote):
 @pytest.mark.parametrize(("each_file", "kept"), [(True, 40), (False, 20)])
 def test_the_cap_is_of_a_source(tmp_path, each_file, kept):
     for name in ("faq_kor", "faq_en"):
-        write(tmp_path / f"{name}.parquet", 30, 1)
+        write_rows(tmp_path / f"{name}.parquet", 30, 1)
     keys = {"files": "faq_*.parquet", "cap": 20, "published_files": 2, "each_file": each_file}
     path = tmp_path / "manifest.yaml"
     path.write_text(yaml.safe_dump({"sources": [entry("faq", "retrieval", "QA", ["kor", "eng"], 60, **keys)]}))
@@ -105,7 +96,7 @@ def test_report_of_a_stage_under_its_cap(manifest):
     assert divided(21, ["kor", "eng"], pair=False) == {"mul": 21}
 
 
-def test_missing_and_unreadable_files(manifest):
+def test_missing_and_unreadable_files_and_folders(manifest, tmp_path):
     data = manifest.parent / "data"
     (data / "world.parquet").unlink()
     (data / "faq_kor.parquet").unlink()
@@ -120,9 +111,6 @@ def test_missing_and_unreadable_files(manifest):
     text = report(found)
     assert f"missing or unreadable:\n  polarity: {fault}\n  faq: 2 of 3 files\n  world: world.parquet\n" in text
     assert table(text, "source")["world"] == ["clustering", "mul", "0", "0", "0", "70"]
-
-
-def test_a_folder_that_is_empty_or_cannot_be_reached(manifest, tmp_path):
     # The tests run offline.
     found = survey(manifest, "hf://datasets/owner/name")
     assert "cannot be reached" in found.unreachable and found.unreachable in report(found)

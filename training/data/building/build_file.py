@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from training.common.errors import UserError
-from training.common.outputs import check_output, clear_partials, locked, write_whole
+from training.common.outputs import check_output, clear_partials, locked, scratch_folder, write_whole
 from training.common.yaml_file import load_yaml, unknown_key
 from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, Row, is_filled
 from training.data.building.reader import RawData, RawRows, load_raw
@@ -144,9 +144,9 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
 def build_from_file(path: Path | str, output: Path | str) -> Path:
     """Build the sources that a build file lists, and return their manifest.
 
-    Each source is one parquet file, complete or absent; a finished, unchanged one is kept. The manifest is written
-    last: if it is there, so are all its sources. ``build.json`` counts, by source, the raw rows read, the rows written
-    and the rows dropped for each reason.
+    Each source is one parquet file, complete or absent. A finished, unchanged source is kept; a changed one is replaced
+    when all are built, and after an error it stays. The manifest is written last: if it is there, so are all its
+    sources. ``build.json`` counts, by source, the raw rows read, the rows written and the rows dropped for each reason.
     """
     path, output = Path(path), Path(output)
     seed, sources = load_build_file(path)
@@ -159,20 +159,27 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
         # Marks the folder as a build from the start, so that a killed build can be continued.
         _write_report(output, report)
         clear_partials(output)
-        for source in sources:
-            data = load_raw(source.where, source.dataset, path.parent, **source.load_options)
-            fingerprint = _fingerprint(source, seed, data)
-            file, built = output / f"{source.name}.parquet", report.get(source.name, {})
-            if built.get("fingerprint") == fingerprint and file.is_file() and file.stat().st_size == built.get("bytes"):
-                logger.info("%s: kept, %d rows", source.name, built["rows"])
-                continue
-            # Neither manifest nor report may describe a file of another build.
-            (output / MANIFEST).unlink(missing_ok=True)
-            if report.pop(source.name, None):
+        replaced: dict[str, Any] = {}
+        with scratch_folder(output / "replaced") as aside:
+            for source in sources:
+                data = load_raw(source.where, source.dataset, path.parent, **source.load_options)
+                fingerprint = _fingerprint(source, seed, data)
+                file, built = output / f"{source.name}.parquet", report.get(source.name, {})
+                size = file.stat().st_size if file.is_file() else None
+                if built.get("fingerprint") == fingerprint and size == built.get("bytes"):
+                    logger.info("%s: kept, %d rows", source.name, built["rows"])
+                    continue
+                done, folder = (report, output) if size is None else (replaced, aside)
+                done[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, folder / file.name)}
                 _write_report(output, report)
-            report[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, file)}
-            _write_report(output, report)
-        write_manifest(output / MANIFEST, [source.entry for source in sources])
+            if replaced:
+                # Killed from here on, neither manifest nor report describes a file of another build.
+                (output / MANIFEST).unlink(missing_ok=True)
+                _write_report(output, {name: built for name, built in report.items() if name not in replaced})
+                for name in replaced:
+                    (aside / f"{name}.parquet").replace(output / f"{name}.parquet")
+                _write_report(output, report | replaced)
+            write_manifest(output / MANIFEST, [source.entry for source in sources])
     return output / MANIFEST
 
 
@@ -219,12 +226,10 @@ def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
     num_negatives = source.options.get("num_negatives", source.format.num_negatives)
     while chunk := list(islice(rows, ROW_GROUP_ROWS)):
         padded = [(*row.negatives, *[None] * (num_negatives - len(row.negatives))) for row in chunk]
-        more = {}
-        if source.lang is not None or "lang" in source.columns:
-            more["lang"] = [row.lang or source.lang for row in chunk]
-        yield rows_table(
-            [row.query for row in chunk], [row.passage for row in chunk], list(zip(*padded, strict=True)), **more
-        )
+        queries, passages, _, langs = zip(*chunk, strict=True)
+        known = source.lang is not None or "lang" in source.columns
+        more = {"lang": [lang or source.lang for lang in langs]} if known else {}
+        yield rows_table(queries, passages, list(zip(*padded, strict=True)), **more)
 
 
 def _fingerprint(source: RawSource, seed: int, data: RawData) -> str:

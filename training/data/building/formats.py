@@ -71,24 +71,18 @@ class Format:
 def pairs(raw: RawRows, *, both_directions: bool = False) -> Iterator[Row]:
     """Yield every pair as a row, and with ``both_directions`` also the passage as query."""
     for _, row in raw:
-        yield from _directed(raw, *row.values(), both_directions=both_directions)
+        yield from _directed(raw, both_directions, *row.values())
 
 
 def _directed(
-    raw: RawRows,
-    query: str,
-    passage: str,
-    lang: str | None,
-    passage_lang: str | None = None,
-    *,
-    both_directions: bool = True,
+    raw: RawRows, both: bool, query: str, passage: str, lang: str | None, passage_lang: str | None = None
 ) -> Iterator[Row]:
     """Yield a pair in one or both directions; count and leave out a pair of equal texts."""
     if query.strip() == passage.strip():
         raw.dropped[_IDENTICAL] += 1
         return
     yield Row(query, passage, lang=lang)
-    if both_directions:
+    if both:
         yield Row(passage, query, lang=passage_lang or lang)
 
 
@@ -108,7 +102,7 @@ def sts(raw: RawRows, *, threshold: float, scale: Sequence[float]) -> Iterator[R
         if 5 * similarity < threshold - _TOLERANCE:
             raw.dropped["score is below the threshold"] += 1
         else:
-            yield from _directed(raw, **row)
+            yield from _directed(raw, True, **row)
 
 
 def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> Iterator[Row]:
@@ -118,7 +112,7 @@ def duplicates(raw: RawRows, *, duplicate_label: Any, both_directions: bool) -> 
         if "label" in raw.columns and (label is None or _label_text(label) != _label_text(duplicate_label)):
             raw.dropped[f"label is not {duplicate_label}"] += 1
         else:
-            yield from _directed(raw, **row, both_directions=both_directions)
+            yield from _directed(raw, both_directions, **row)
 
 
 def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
@@ -132,14 +126,12 @@ def duplicate_groups(raw: RawRows, *, both_directions: bool) -> Iterator[Row]:
         if len(texts) < 2:
             raw.dropped["group has fewer than two different texts"] += 1
         for query, passage in pairwise(texts):
-            yield from _directed(raw, query, passage, row["lang"], both_directions=both_directions)
+            yield from _directed(raw, both_directions, query, passage, row["lang"])
 
 
 def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -> Iterator[Row]:
-    """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives.
-
-    Keeps all rows in memory, because the hypotheses of a premise may be far apart.
-    """
+    """Yield one row per premise and entailed hypothesis, with its other hypotheses as the first negatives."""
+    # All rows are in memory: the hypotheses of a premise may be far apart.
     meanings = {_label_text(label): meaning for label, meaning in labels.items()}
     # Hypotheses by premise and by label; dicts keep them distinct and in order.
     grouped: dict[tuple[str, str | None], dict[str, dict[str, None]]] = {}
@@ -179,10 +171,7 @@ def two_way(raw: RawRows, *, label_texts: Mapping[Any, str | None]) -> Iterator[
 
 
 def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
-    """Yield every text with a drawn text of its class and drawn negatives of other classes.
-
-    Keeps all texts in memory. Texts of several classes are left out; of several spellings the first is kept.
-    """
+    """Yield every text, all of them in memory, with drawn texts of its class and, as negatives, of other classes."""
     # By normal form: text, number of the raw row, class and language.
     found: dict[str, tuple[str, int, int, str | None]] = {}
     ambiguous: set[str] = set()
@@ -210,10 +199,8 @@ def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
     wanted = wanted[np.argsort(numbers[wanted])]
     for rows in np.split(wanted, range(_CHUNK_ROWS, len(wanted), _CHUNK_ROWS)):
         own, start = size[rows], starts[rows]
-        keys = [
-            keyed_bits(raw.seed, text_key(purpose), text_key(raw.name), numbers[rows])
-            for purpose in ("labelled passage", "labelled negatives")
-        ]
+        keys = [text_key(f"labelled {purpose}") for purpose in ("passage", "negatives")]
+        keys = [keyed_bits(raw.seed, purpose, text_key(raw.name), numbers[rows]) for purpose in keys]
         passage = distinct_below(keys[0], own - 1, 1)[:, 0] + start
         passage += passage >= rows
         negatives = distinct_below(keys[1], len(kept) - own, num_negatives)
@@ -225,9 +212,9 @@ def labelled(raw: RawRows, *, num_negatives: int) -> Iterator[Row]:
 def distinct_below(keys: NDArray[np.uint64], bounds: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Draw for each key ``count`` different integers from 0 up to its bound, all choices and orders equally likely.
 
-    The algorithm of Floyd (Bentley and Floyd, "Programming pearls: a sample of brilliance", 1987) for all rows at once.
     Keys and bounds (exclusive, at least ``count``) have shape (rows,), the result (rows, count).
     """
+    # Floyd's algorithm for all rows at once (Bentley, "Programming pearls: a sample of brilliance", 1987).
     drawn = np.empty((len(keys), count), dtype=np.int64)
     for column in range(count):
         last = bounds - count + column

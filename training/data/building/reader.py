@@ -40,10 +40,10 @@ class RawData:
 
 
 def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: Any) -> RawData:
-    """Load one split of a data set with the arguments of ``datasets.load_dataset``.
+    """Load one split of a data set with the arguments of ``datasets.load_dataset``; ``where`` begins an error message.
 
     ``dataset`` is a name on the Hub, one of ``FILE_KINDS``, or a folder of data files or of ``Dataset.save_to_disk``.
-    Paths are relative to ``folder``; ``where`` begins the message of an error.
+    Paths are relative to ``folder``.
     """
     path, is_kind = folder / dataset, dataset in FILE_KINDS
     # A folder takes precedence over a data set of the same name on the Hub.
@@ -51,17 +51,16 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
     if is_folder:
         dataset, folder = str(path), path
     try:
-        if is_kind and "data_files" not in options:
+        named = options.get("data_files", [])
+        if is_kind and not named:
             raise UserError("name the files to read in 'data_files'")
-        if "data_files" in options and (is_folder or is_kind):
-            named = options["data_files"]
+        if named and (is_folder or is_kind):
             named = [named] if isinstance(named, str) else named
-            files = [file if "://" in file else str(folder / file) for file in named]
+            options["data_files"] = [file if "://" in file else str(folder / file) for file in named]
             # `datasets` leaves out a pattern that fits no file.
-            for file in files:
+            for file in options["data_files"]:
                 if "://" not in file and not glob(file, recursive=True):
                     raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
-            options["data_files"] = files
         if is_folder and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
@@ -74,8 +73,7 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
         return from_dataset(datasets.load_dataset(dataset, split=split, **options))
     except UserError as error:
         reason = str(error)
-    # `datasets` can raise any exception on a corrupt file; some name the reason in their cause only.
-    except Exception as error:
+    except Exception as error:  # `datasets` can raise any on a corrupt file; some name the reason in their cause only
         cause = error.__cause__ or error
         reason = f"{in_one_line(cause) or type(cause).__name__}; check dataset, config, split, data_files, load_options"
     raise UserError(f"{where}: cannot load split {split!r} of {dataset!r}: {reason}")
@@ -156,10 +154,7 @@ def _decoded(where: str, text: str) -> Any:
 
 @dataclass
 class RawRows:
-    """The rows of raw data, with the columns named by their role.
-
-    Iterating yields the number and the columns of each row that has everything it must have; the others are counted.
-    """
+    """Yields the number and the columns, by role, of each row that has all it must have; the others are counted."""
 
     data: RawData
     columns: Mapping[str, str | Sequence[str]]  # by role: a name, a path such as "answers.text", or texts to be joined
@@ -182,6 +177,7 @@ class RawRows:
                     remedy = f"correct 'columns', the data has {', '.join(self.data.column_names)}"
                     raise UserError(f"{self.where}: there is no column {column!r} for {role!r}; {remedy}")
                 self._paths.setdefault(role, []).append(path)
+        self._text_roles = (*self.texts, "lang", "passage_lang")
         self._location = ""  # of the current row
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -210,7 +206,7 @@ class RawRows:
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:
         """Return the value of a role; several texts are joined, and one that is not text is returned alone."""
         found = [_walk(row, path) for path in self._paths.get(role, ())]
-        if self._is_text(role):
+        if role in self._text_roles:
             found = map(_first, found)
         parts = [part for part in found if part is not None]
         wrong = [part for part in parts if not isinstance(part, str)]
@@ -218,24 +214,18 @@ class RawRows:
             return next(iter([*wrong, *parts]), None)
         return "\n".join(text for text in parts if text.strip())
 
-    def _is_text(self, role: str) -> bool:
-        return role in self.texts or role in ("lang", "passage_lang")
-
     def _fault(self, role: str, value: Any) -> str | None:
         """Return why the current row is left out because of a value, if it is."""
         if value is None or (role not in self.texts and value == ""):
             return None if role in self.optional else f"{role} is missing"
-        if self._is_text(role) and not is_text(value):
+        if role in self._text_roles and not is_text(value):
             return self.not_text(role, value)
         return f"{role} is blank" if role in self.texts and not value.strip() else None
 
 
 def is_text(value: Any) -> bool:
     """Return whether a value is a text that can be encoded as UTF-8; half a surrogate pair of JSON cannot."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _first(value: Any) -> Any:

@@ -12,6 +12,7 @@ from training.common.keyed import keyed_bits, text_key
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 Keys = NDArray[np.uint64]
+Pools = Callable[[int], tuple[Rows, Rows]]  # the two pools of a group
 
 # Elements of one (rows, candidates) matrix, to limit a draw to some tens of megabytes.
 _CHUNK_ELEMENTS = 1_000_000
@@ -31,18 +32,13 @@ def grouped(values: NDArray[np.integer], rows: Rows) -> Iterator[tuple[int, Rows
 
 
 def draw_distinct(
-    keys: Keys,
-    groups: Rows,
-    pools: Callable[[int], tuple[Rows, Rows]],
-    identity: Rows,
-    count: int,
-    allowed: Callable[[Rows, Rows], Mask],
+    keys: Keys, groups: Rows, pools: Pools, identity: Rows, count: int, allowed: Callable[[Rows, Rows], Mask]
 ) -> Rows:
     """Draw for each row ``count`` items of different identity from the two pools of the row's group.
 
-    Three of four items come from the first pool while it lasts, the others from the second; either may be empty. Keys
-    and groups have shape (rows,), identities are indexed by item. ``allowed`` says for rows (n, 1) and items (n, m)
-    which items each row may have, (n, m). Returns (rows, count); all -1 for a row with fewer possible items.
+    Three of four come from the first pool while it lasts. Keys and groups have shape (rows,), identities are indexed by
+    item. ``allowed`` says for rows (n, 1) and items (n, m) which items each row may have, (n, m). Returns
+    (rows, count); all -1 for a row with fewer possible items.
     """
     drawn = np.full((len(keys), count), -1, dtype=np.intp)
     # Twice the need outlasts the repeats of a draw with replacement.
@@ -75,10 +71,7 @@ def _candidates(keys: Keys, pool: Rows, width: int) -> Rows:
 
 
 def first_distinct(items: Rows, valid: Mask, identity: Rows, count: int) -> Rows:
-    """Return the first ``count`` valid items of different identity of each row; all -1 where there are fewer.
-
-    Items, in order of preference, and their validity have shape (rows, candidates); identities are indexed by item.
-    """
+    """Return the first ``count`` valid items of different identity of each row, or -1; shape (rows, candidates)."""
     chosen = np.full((len(items), count), -1, dtype=np.intp)
     if items.shape[1] < count:
         return chosen

@@ -43,6 +43,9 @@ class CldrNames:
     texts: tuple[str, ...]
     concept: Rows  # index of each row into concepts
     language: Rows  # index of each row into languages
+    is_english: Mask  # of each row
+    kind: Rows  # index of each row into KINDS
+    group: Rows  # number of the language and kind of each row
     text_id: Rows  # number of the normal form of each row's text, which other spellings share
     draw_key: Keys  # key of each row for draws
     concepts: tuple[tuple[str, str], ...]  # (kind, CLDR code); each one has an English name
@@ -51,25 +54,10 @@ class CldrNames:
     scripts: tuple[str, ...]  # ISO 15924 code of the script of each language
 
     @cached_property
-    def is_english(self) -> Mask:
-        """Whether each row is in English, shape (names,)."""
-        return self.language == self.languages.index(ENGLISH)
-
-    @cached_property
     def english(self) -> Rows:
         """The row of the English name of each concept, shape (concepts,)."""
         rows = np.flatnonzero(self.is_english)
         return rows[np.argsort(self.concept[rows])]
-
-    @cached_property
-    def kind(self) -> Rows:
-        """The index of each row into ``KINDS``, shape (names,)."""
-        return np.array([KINDS.index(kind) for kind, _ in self.concepts])[self.concept]
-
-    @cached_property
-    def group(self) -> Rows:
-        """A number for the language and kind of each row, shape (names,)."""
-        return self.language * len(KINDS) + self.kind
 
     @cached_property
     def kinds_named(self) -> Rows:
@@ -80,11 +68,7 @@ class CldrNames:
 
     @cached_property
     def confusable(self) -> Mask:
-        """Whether a name of one concept may stand for the other one, shape (concepts, concepts).
-
-        That is so if some text names both in any language, or if a third concept shares a text with each: the text of a
-        negative would not tell which one is meant.
-        """
+        """Whether some text names both concepts, or each of them and a third one, shape (concepts, concepts)."""
         occurs = csr_array((np.ones(len(self.texts), dtype=np.float32), (self.text_id, self.concept)))
         shares = ((occurs.T @ occurs).toarray() > 0).astype(np.float32)
         return shares @ shares > 0
@@ -95,10 +79,7 @@ class CldrNames:
         return np.bincount(pairs[:, 0])[self.text_id]
 
     def held_out(self, share: float) -> Mask:
-        """Choose the names to hold out of training, shape (names,): a drawn share of those that are not English.
-
-        A text is held out only if it names no other concept in any language, and if no name with it stays in training.
-        """
+        """Choose the names to hold out, (names,): a drawn share of those that are not English and name one concept."""
         proposed = ~self.is_english & (keyed_uniform(text_key("held out"), self.draw_key) < share)
         staying = np.bincount(self.text_id, weights=~proposed)[self.text_id]
         return (staying == 0) & (self.partners(self.concept) == 1)
@@ -133,11 +114,16 @@ def read_names(seed: int, languages: Sequence[str] | None = None) -> CldrNames:
                 rows.append((name, position, len(kept), "|".join((*concept, identifier))))
         kept.append(described)
 
-    texts, concept, language, labels = zip(*rows, strict=True)
+    texts, *numbers, labels = zip(*rows, strict=True)
+    concept, language = np.array(numbers, dtype=np.intp)
+    kind = np.array([KINDS.index(kind) for kind, _ in concepts])[concept]
     return CldrNames(
         texts,
-        np.array(concept, dtype=np.intp),
-        np.array(language, dtype=np.intp),
+        concept,
+        language,
+        language == [identifier for identifier, *_ in kept].index(ENGLISH),
+        kind,
+        language * len(KINDS) + kind,
         pd.factorize(np.array([normalise(text) for text in texts], dtype=object))[0],
         keyed_bits(seed, np.array([text_key(label) for label in labels], dtype=np.uint64)),
         concepts,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import babel
 import numpy as np
@@ -20,7 +21,7 @@ from babel.core import get_global
 
 from training.common.languages import macrolanguage
 from training.data.builders import builder
-from training.data.cldr.draws import Mask, Rows, draw_distinct, for_purpose, grouped
+from training.data.cldr.draws import Mask, Pools, Rows, draw_distinct, for_purpose, grouped
 from training.data.cldr.names import KINDS, CldrNames, read_names
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.published import ROW_GROUP_ROWS, rows_table
@@ -39,7 +40,8 @@ _NO_LANGUAGES = frozenset({"mul", "und", "zxx"})
 _NO_ROWS = np.empty(0, dtype=np.intp)
 
 Drawn = tuple[Rows, Rows, Rows]
-Pools = Callable[[int], tuple[Rows, Rows]]
+Facts = Mapping[str, set[str]]  # codes by territory
+_write_parquet = partial(pq.write_table, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 @builder("cldr", format=_FORMAT, babel=babel.__version__)
@@ -55,8 +57,8 @@ def build_cldr(
 
     The folder contains ``manifest.yaml``, one parquet file per source (sorted by language), ``held_out.parquet``
     (query, passage, lang, script, kind), ``candidates.parquet`` (passage: every distinct English name) and
-    ``build.json``. No held-out text occurs in any source; names that share their text with another concept or language
-    are not held out. ``languages`` are CLDR identifiers besides English, or None for all with enough names.
+    ``build.json``. No held-out text occurs in any source. ``languages`` are CLDR identifiers besides English, or None
+    for all with enough names.
 
     Example:
         >>> folder = build_cldr("data/cldr", languages=["de", "sw"])  # doctest: +SKIP
@@ -65,12 +67,12 @@ def build_cldr(
     held_out = names.held_out(held_out_share)
     entries, counts, dropped = [], {}, {}
     # One source after the other, to keep only one in memory.
-    for name, kind in SOURCES.items():
-        drawn = kind.draw(names, np.flatnonzero(~held_out), num_negatives)
+    for name, (task_type, symmetric, instruction, draw) in SOURCES.items():
+        drawn = draw(names, np.flatnonzero(~held_out), num_negatives)
         table, spoken = _table(names, name, *drawn)
         _write_parquet(table, folder / f"{name}.parquet")
         counts[name], dropped[name] = len(table), len(drawn[0]) - len(table)
-        about = {"task_type": kind.task_type, "symmetric": kind.symmetric, "instruction": kind.instruction}
+        about = {"task_type": task_type, "symmetric": symmetric, "instruction": instruction}
         entries.append({"name": name, "files": [f"{name}.parquet"], **about, "languages": spoken, "licence": LICENCE})
     write_manifest(folder / MANIFEST, entries)
     rows = np.flatnonzero(held_out)
@@ -87,10 +89,6 @@ def build_cldr(
     _write_parquet(pa.table({"passage": pa.array(candidates, type=pa.string())}), folder / "candidates.parquet")
     counted = {"names": len(names.texts), "languages": len(names.languages), "held_out": len(rows)}
     return {**counted, "rows": counts, "dropped": dropped}
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def _table(names: CldrNames, name: str, query: Rows, passage: Rows, negatives: Rows) -> tuple[pa.Table, list[str]]:
@@ -149,9 +147,8 @@ def territory_language(names: CldrNames, rows: Rows, num_negatives: int) -> Draw
     """Pair a territory with an official language in the same language; the negatives are not spoken there."""
     # CLDR counts speakers of Dari under "fa" and names it "fa_AF": treat a macrolanguage as one language.
     official, spoken, members = {}, {}, defaultdict(set)
-    for kind, code in names.concepts:
-        if kind == "language":
-            members[macrolanguage(code)].add(code)
+    for code in (code for kind, code in names.concepts if kind == "language"):
+        members[macrolanguage(code)].add(code)
     for place, languages in get_global("territory_languages").items():
         of_state = [code for code, about in languages.items() if about["official_status"] in _OFFICIAL]
         official[place] = {code.split("_")[0] for code in of_state}
@@ -160,19 +157,13 @@ def territory_language(names: CldrNames, rows: Rows, num_negatives: int) -> Draw
 
 
 def _related(
-    names: CldrNames,
-    rows: Rows,
-    num_negatives: int,
-    kind: str,
-    answers: Mapping[str, set[str]],
-    true_of: Mapping[str, set[str]],
-    excluded: Collection[str],
+    names: CldrNames, rows: Rows, num_negatives: int, kind: str, answers: Facts, true: Facts, excluded: Collection[str]
 ) -> Drawn:
     """Pair territories with names of another kind: passages name answers, negatives nothing true of the territory."""
     index = {concept: position for position, concept in enumerate(names.concepts)}
 
     # Which concept (column) is a fact of which territory (row), shape (concepts, concepts).
-    def as_matrix(facts: Mapping[str, set[str]]) -> Mask:
+    def as_matrix(facts: Facts) -> Mask:
         matrix = np.zeros((len(index), len(index)), dtype=bool)
         for territory, codes in facts.items():
             if ("territory", territory) in index:
@@ -183,7 +174,7 @@ def _related(
     answer = as_matrix(answers)
     # Neither what the query may mean nor what the negative may mean must make the pair true.
     confusable = names.confusable.astype(np.float32)
-    barred = confusable @ (as_matrix(true_of) | answer).astype(np.float32) @ confusable > 0
+    barred = confusable @ (as_matrix(true) | answer).astype(np.float32) @ confusable > 0
     is_answer = answer.any(axis=0)
     is_other = np.array([of == kind and code not in excluded for of, code in names.concepts]) & ~is_answer
 
@@ -241,24 +232,16 @@ def is_territory(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     return rows, passage, (len(names.texts) + 1 - label[rows])[:, None]
 
 
-class Kind(NamedTuple):
-    """One source: how it is trained on (see the manifest), and how its rows are drawn."""
-
-    task_type: str
-    symmetric: bool
-    instruction: str
-    draw: Callable[[CldrNames, Rows, int], Drawn]
-
-
 _KIND = "Identify whether a name is that of a territory, a language, a script or a currency."
-SOURCES = {
-    "cldr_translation": Kind("retrieval", True, "Retrieve the English name.", translation),
-    "cldr_translation_pairs": Kind("retrieval", True, "Retrieve the name in another language.", translation_pairs),
-    "cldr_territory_currency": Kind("retrieval", False, "Retrieve the territory's currency.", territory_currency),
-    "cldr_territory_language": Kind("retrieval", False, "Retrieve an official language.", territory_language),
-    "cldr_kind": Kind("clustering", True, _KIND, kind),
-    "cldr_same_language": Kind("clustering", True, "Identify the language a name is written in.", same_language),
-    "cldr_is_territory": Kind("classification", False, "Is this a country or territory?", is_territory),
+# Task type, whether symmetric, and instruction, as in the manifest; and how rows are drawn.
+SOURCES: dict[str, tuple[str, bool, str, Callable[[CldrNames, Rows, int], Drawn]]] = {
+    "cldr_translation": ("retrieval", True, "Retrieve the English name.", translation),
+    "cldr_translation_pairs": ("retrieval", True, "Retrieve the name in another language.", translation_pairs),
+    "cldr_territory_currency": ("retrieval", False, "Retrieve the territory's currency.", territory_currency),
+    "cldr_territory_language": ("retrieval", False, "Retrieve an official language.", territory_language),
+    "cldr_kind": ("clustering", True, _KIND, kind),
+    "cldr_same_language": ("clustering", True, "Identify the language a name is written in.", same_language),
+    "cldr_is_territory": ("classification", False, "Is this a country or territory?", is_territory),
 }
 
 

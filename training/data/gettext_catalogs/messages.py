@@ -78,7 +78,7 @@ _ENDS = re.compile(r"\A[\s:：,;*•·\-–—/|=)}\]]+|(?:[\s:：…,;|=/\-–�
 
 
 class CatalogFile(NamedTuple):
-    """One catalog: the locale of its folder, the domain of its name, and its path."""
+    """One catalog."""
 
     locale: str
     domain: str
@@ -87,11 +87,8 @@ class CatalogFile(NamedTuple):
 
 def find_catalogs(folders: Sequence[Path | str]) -> list[CatalogFile]:
     """List the catalogs below some folders by locale and domain; a missing folder has none."""
-    return sorted(
-        CatalogFile(path.parent.parent.name, path.stem, path)
-        for folder in folders
-        for path in Path(folder).glob("*/LC_MESSAGES/*.mo")
-    )
+    paths = (path for folder in folders for path in Path(folder).glob("*/LC_MESSAGES/*.mo"))
+    return sorted(CatalogFile(path.parent.parent.name, path.stem, path) for path in paths)
 
 
 def program_of(domain: str) -> str:
@@ -100,10 +97,7 @@ def program_of(domain: str) -> str:
 
 
 def read_messages(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield every translated message of a catalog as (source text, translation), without its context.
-
-    A message with plural forms gives two pairs: with the form for one, and with the form that most numbers take.
-    """
+    """Yield the messages as (source text, translation) without context, plurals with the forms for one and for many."""
     try:
         entries = _entries(path.read_bytes())
         header = next((translation for source, translation in entries if not source), b"").decode("utf-8", "replace")
@@ -177,10 +171,8 @@ def _clean_source(source: str) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Return a message without contexts, markup, placeholders, accelerators and a final ellipsis or colon.
-
-    The order matters: an accelerator would hide the name of a tag or a placeholder, and an entity may encode ``<``.
-    """
+    """Return a message without contexts, markup, placeholders, accelerators and a final ellipsis or colon."""
+    # The order matters: an accelerator would hide the name of a tag or a placeholder, and an entity may encode "<".
     text = _CONTROL.sub(" ", _KDE_SCRIPT.sub("", _KDE_CONTEXT.sub("", text)))
     if "<" in text:
         text = _TAG.sub("", _BLOCK_TAG.sub(" ", text))
@@ -206,10 +198,7 @@ def _without_accelerator(text: str) -> str:
 
 
 def is_plain(text: str, script: str) -> bool:
-    """Return whether a cleaned text is neither very short nor very long, mostly letters and in the script.
-
-    Texts with addresses or command-line options are excluded, as are ASCII texts in another script than Latin.
-    """
+    """Return whether a cleaned text is of usual length, mostly letters, in the script and without addresses."""
     letters = sum(map(str.isalpha, text))
     least = _FEWEST_DENSE_LETTERS if script in _DENSE_SCRIPTS else _FEWEST_LETTERS
     if letters < least or len(text) > _LONGEST or (script != "Latn" and text.isascii()):

@@ -20,13 +20,7 @@ from training.common.languages import iso639_3, locale_tag, script_of
 from training.data.builders import builder
 from training.data.cldr.draws import Keys, Mask, Rows, first_distinct, for_purpose, grouped
 from training.data.cleaning.normalise import normalise
-from training.data.gettext_catalogs.messages import (
-    LOCALE_DIRS,
-    clean_pair,
-    find_catalogs,
-    program_of,
-    read_messages,
-)
+from training.data.gettext_catalogs.messages import LOCALE_DIRS, clean_pair, find_catalogs, program_of, read_messages
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
 
@@ -78,9 +72,8 @@ def build_gettext(
     corpus, folders = read_corpus(locale_dirs, seed, held_out_share), ", ".join(locale_dirs)
     training, held_out = corpus.split()
     if not len(training) or not len(held_out):
-        raise UserError(
-            f"{folders}: {len(training)} messages to train on and {len(held_out)} to hold out; {_MORE_PROGRAMS}"
-        )
+        there = f"{len(training)} messages to train on and {len(held_out)} to hold out"
+        raise UserError(f"{folders}: {there}; {_MORE_PROGRAMS}")
     negatives = Negatives(corpus, training, num_negatives)
     translated = _evenly(corpus, training, rows_per_language)
     paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, pairs_per_language))
@@ -99,9 +92,8 @@ def build_gettext(
             codes = sorted({corpus.languages[language][0] for language in languages})
             entries.append({**entry, "instruction": _INSTRUCTIONS[name], "languages": codes, "licence": LICENCE})
     if not entries:
-        raise UserError(
-            f"{folders}: no message has {num_negatives} others beside it; lower 'num_negatives', or {_MORE_PROGRAMS}"
-        )
+        fault = f"no message has {num_negatives} others beside it; lower 'num_negatives'"
+        raise UserError(f"{folders}: {fault}, or {_MORE_PROGRAMS}")
     write_manifest(folder / MANIFEST, entries)
     chosen = _evenly(corpus, held_out, held_out_per_language)
     write_parquet(folder / "held_out.parquet", _tables(corpus, chosen, corpus.english(chosen)))
@@ -119,11 +111,7 @@ def build_gettext(
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Distinct texts: the translations in the order of their languages, then the English source texts.
-
-    Texts are the same if they differ only in case, punctuation and spacing. A concept is an English text with its
-    translations.
-    """
+    """Distinct texts: the translations by language, then the English texts, each of them a concept."""
 
     texts: list[str]
     text: Rows  # number of the normal form of each text
@@ -141,26 +129,20 @@ class Corpus:
         return len(self.domain) + self.concept[rows]
 
     def split(self) -> tuple[Rows, Rows]:
-        """Return the translations to train on, and those of held-out programs.
-
-        Held out are those of which neither side occurs in training, in any language. A text that translates several
-        English texts in one language is left out, too: it has no single right answer.
-        """
+        """Return the translations to train on, and those of held-out programs without a side that training has."""
         held_out = self.held_out_domains[self.domain]
         training, rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         # English texts count as seen in training even if a cap leaves no row with them.
         seen = np.unique(self.text[np.concatenate((training, self.english(training)))])
         rows = rows[~np.isin(self.text[rows], seen) & ~np.isin(self.text[self.english(rows)], seen)]
+        # Nor a text of several English ones in one language: it has no single right answer.
         query = self.text[rows] * len(self.languages) + self.language[rows]
         _, group, size = np.unique(query, return_inverse=True, return_counts=True)
         return training, rows[size[group] == 1]
 
 
 def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float) -> Corpus:
-    """Read the catalogs below some folders; hold out a share of the programs, at least one, drawn by the seed.
-
-    Catalogs of English, of unknown languages and damaged catalogs are skipped and counted.
-    """
+    """Read the catalogs below some folders, but for English, unknown and damaged ones; hold out drawn programs."""
     rows: list[tuple[str, str, tuple[str, str], str]] = []
     known, skipped, catalogs, messages, damaged = set(), Counter(), 0, 0, []
     for file in find_catalogs(folders):
@@ -185,13 +167,11 @@ def read_corpus(folders: Sequence[Path | str], seed: int, held_out_share: float)
     languages, domains = (sorted({each[column] for each in known}) for column in (0, 1))
     held_out = _held_out(domains, seed, held_out_share)
     if held_out.all() or not held_out.any():
-        raise UserError(
-            f"{', '.join(map(str, folders))}: message catalogs of {len(domains)} programs, too few to train on some "
-            f"and hold others out; {_MORE_PROGRAMS}"
-        )
+        fault = f"message catalogs of {len(domains)} programs, too few to train on some and hold others out"
+        raise UserError(f"{', '.join(map(str, folders))}: {fault}; {_MORE_PROGRAMS}")
     frame = pd.DataFrame(rows, columns=["english", "text", "language", "domain"])
-    frame["language"] = frame["language"].map({name: number for number, name in enumerate(languages)})
-    frame["domain"] = frame["domain"].map({name: number for number, name in enumerate(domains)})
+    for column, names in (("language", languages), ("domain", domains)):
+        frame[column] = frame[column].map({name: number for number, name in enumerate(names)})
     # A translation that a held-out program shares with another one counts as that of the other one.
     frame["held_out"] = held_out[frame["domain"].to_numpy(dtype=np.intp)]
     frame = frame.sort_values(["language", "held_out"], kind="stable", ignore_index=True)
@@ -264,10 +244,8 @@ def _in_other_languages(corpus: Corpus, pool: Rows, rows: Rows) -> tuple[Rows, R
 
 
 def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
-    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on.
-
-    Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
-    """
+    """Return at most ``most`` rows per language, in order: one of each domain, then a second one, and so on."""
+    # Programs differ in size by a factor of a thousand: a uniform draw would be one of few programs.
     columns = {"language": corpus.language[rows], "domain": corpus.domain[rows], "key": corpus.key[rows]}
     frame = pd.DataFrame(columns, index=rows).sort_values("key")
     frame["nth"] = frame.groupby(["language", "domain"]).cumcount()
@@ -276,10 +254,9 @@ def _evenly(corpus: Corpus, rows: Rows, most: int) -> Rows:
 
 
 class Negatives:
-    """Draws hard negatives: other messages of the same program that share words with the message.
+    """Draws hard negatives: other messages of the program that share words, and no translation in any language.
 
-    Two messages with a translation in common in any language are not negatives of each other. ``rows`` are the
-    translations that may appear in training.
+    ``rows`` are the translations that may appear in training.
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, count: int) -> None:
@@ -293,31 +270,28 @@ class Negatives:
 
     def draw(self, rows: Rows, passages: Rows, purpose: str) -> Rows:
         """Return texts in the languages of the passages, (rows, count); all -1 for a row with too few."""
-        corpus = self._corpus
+        corpus, text, concept = self._corpus, self._corpus.text, self._corpus.concept
         drawn = np.full((len(rows), self._count), -1, dtype=np.intp)
         step = max(1, _CHUNK_ELEMENTS // (self._neighbours.shape[1] + self._spare))
         for language, positions in grouped(corpus.language[passages], np.arange(len(rows))):
             pool = self._of_language[language]
-            text_of = np.full(corpus.concept.max() + 1, -1, dtype=np.intp)
+            text_of = np.full(concept.max() + 1, -1, dtype=np.intp)
             # The first text of each concept.
-            text_of[corpus.concept[pool[::-1]]] = pool[::-1]
+            text_of[concept[pool[::-1]]] = pool[::-1]
             for part in np.split(positions, range(step, len(positions), step)):
                 keys = for_purpose(corpus.key[rows[part]], purpose)
-                near = self._neighbours[corpus.concept[rows[part]]]
+                near = self._neighbours[concept[rows[part]]]
                 order = np.argsort(keyed_bits(keys[:, None], np.arange(near.shape[1])), axis=1)
                 near = np.take_along_axis(near, order, axis=1)
                 draws = keyed_bits(for_purpose(keys, "anywhere")[:, None], np.arange(self._spare))
                 anywhere = pool[(draws % np.uint64(len(pool))).astype(np.intp)]
                 items = np.concatenate((np.where(near >= 0, text_of[near], -1), anywhere), axis=1)
-                valid = self._valid(rows[part][:, None], passages[part][:, None], items)
-                drawn[part] = first_distinct(items, valid, corpus.text, self._count)
+                row, passage = rows[part][:, None], passages[part][:, None]
+                valid = (items >= 0) & (text[items] != text[row]) & (text[items] != text[passage])
+                valid &= (concept[items] != concept[row]) & (text[corpus.english(items)] != text[row])
+                valid &= ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
+                drawn[part] = first_distinct(items, valid, text, self._count)
         return drawn
-
-    def _valid(self, row: Rows, passage: Rows, items: Rows) -> Mask:
-        text, concept = self._corpus.text, self._corpus.concept
-        valid = (items >= 0) & (text[items] != text[row]) & (text[items] != text[passage])
-        valid &= (concept[items] != concept[row]) & (text[self._corpus.english(items)] != text[row])
-        return valid & ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
 
 
 def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:

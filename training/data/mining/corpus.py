@@ -134,10 +134,7 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 class EmbeddingCache:
-    """Embeddings by the id of the text, in a folder that is named after ``made_by``: all else that they depend on.
-
-    Files are complete or absent, are named after their ids and never change: any number of tasks may write at once.
-    """
+    """Embeddings by the id of the text, in a folder that is named after ``made_by``: all else that they depend on."""
 
     def __init__(self, folder: Path, made_by: Mapping[str, Any]) -> None:
         description = json.dumps({**made_by, "dtype": "float32"}, sort_keys=True, indent=2)

@@ -28,21 +28,7 @@ from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.data.cleaning.normalise import normalise
 from training.data.manifest import MANIFEST, Source, write_manifest
-from training.data.mining.corpus import (
-    CHUNK_TEXTS,
-    SIDES,
-    EmbeddingCache,
-    Located,
-    Numbered,
-    TextStore,
-    distinct_texts,
-    form_ids,
-    load_arrays,
-    numbered,
-    read_ids,
-    save_arrays,
-    text_ids,
-)
+from training.data.mining import corpus
 from training.data.mining.search import (
     RULES,
     MiningOptions,
@@ -100,9 +86,8 @@ def mine(
 ) -> dict[str, Any]:
     """Mine the negatives of each source among its own passages, and return the content of ``mining.json``.
 
-    The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Sources that are finished
-    with the same input and options are not mined again, and other sources in the folder stay. A killed run continues
-    where it was. If no row is left of any source, earlier results stay.
+    The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Finished, unchanged
+    sources are not mined again, and other sources in the folder stay. A killed run continues where it was.
 
     ``miner`` is a model from :func:`training.models.encoders.find_miner`. The pairs of ``bitext`` sources are
     translations, which are never negatives of each other. ``others`` are listed in the new manifest, not mined.
@@ -123,7 +108,7 @@ def mine(
             return {**asdict(source), "files": [identity(file, cache / ".hashes") for file in source.files]}
 
         settings = [_FORMAT, miner.made_by(), asdict(options), list(map(described, bitext))]
-        left: list[tuple[Source, str, dict[str, Numbered]]] = []
+        left: list[tuple[Source, str, dict[str, corpus.Numbered]]] = []
         for source in sources:
             made_by = json.dumps([*settings, described(source)], sort_keys=True, default=str)
             fingerprint = blake2b(made_by.encode(), digest_size=16).hexdigest()
@@ -131,7 +116,12 @@ def mine(
             missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
                 # Checked before any work: a long run must not fail at its last source.
-                left.append((source, fingerprint, _read(source, options.top)))
+                ids = corpus.read_ids(source.files, corpus.text_ids)
+                rows = {side: corpus.numbered(ids[side]) for side in corpus.SIDES}
+                if (passages := len(rows["passage"].ids)) < options.top:
+                    fault = f"its {passages} distinct passages are fewer than top {options.top}"
+                    raise UserError(f"source {source.name!r}: {fault}; lower --top or leave it out of --sources")
+                left.append((source, fingerprint, rows))
         translations = Translations(bitext if left else [])
         # Each worker loads the model: one per core would not fit. Workers may run in another folder.
         workers = resources.executor.workers or (1 if resources.executor.name == "local" else None)
@@ -181,28 +171,14 @@ def _read_report(output: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a report of mining; give another --output") from None
 
 
-def _read(source: Source, top: int) -> dict[str, Numbered]:
-    """Read and check a source; only ids of its texts are held in memory."""
-    rows = {side: numbered(ids) for side, ids in read_ids(source.files, text_ids).items()}
-    passages = len(rows["passage"].ids)
-    if passages < top:
-        raise UserError(
-            f"source {source.name!r}: its {passages} distinct passages are fewer than top {top}; "
-            "lower --top or leave the source out of --sources"
-        )
-    return rows
-
-
 def _write_manifest(
     output: Path, report: Mapping[str, Any], sources: Sequence[Source], others: Sequence[Source], negatives: int
 ) -> None:
     """Write the manifest of all mined sources with rows and of the sources that were not mined."""
     empty = [source.name for source in sources if not report[source.name]["kept"]]
     if len(empty) == len(sources):
-        raise UserError(
-            f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them); "
-            "raise --top, loosen the thresholds, lower --negatives or add --keep-short"
-        )
+        fault = f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them)"
+        raise UserError(f"{fault}; raise --top, loosen the thresholds, lower --negatives or add --keep-short")
     for name in empty:
         logger.warning("%s: no row has %d negatives", name, negatives)
         # The file of an earlier run, which is replaced only now that there are other results.
@@ -229,18 +205,20 @@ class MiningTasks:
     search: str  # faiss or torch
     tasks: int  # number of tasks that share the work
 
-    def run(self, rows: Mapping[str, Numbered], translations: Translations, executor: Executor) -> dict[str, Any]:
+    def run(
+        self, rows: Mapping[str, corpus.Numbered], translations: Translations, executor: Executor
+    ) -> dict[str, Any]:
         """Do what is left of the work; return how many texts were embedded and how many candidates were refused."""
         if not self._arrays.exists():
             self._lay_out(rows, translations)
-        missing = np.concatenate([self._located(side).file for side in SIDES]) < 0
+        missing = np.concatenate([self._located(side).file for side in corpus.SIDES]) < 0
         phases = [Phase("embed", self.embed, self.tasks)] if missing.any() else []
         if not all(result.exists() for result in self._results()):
             phases.append(Phase("search", self.search_blocks, self.tasks))
         # Tasks see what is left. Marks of a stopped run would be wrong if its cache was emptied since.
         shutil.rmtree(self.folder / "tasks", ignore_errors=True)
         run_phases(phases, self.folder / "tasks", executor)
-        refused = sum(load_arrays(result, "refused")[0] for result in self._results())
+        refused = sum(corpus.load_arrays(result, "refused")[0] for result in self._results())
         texts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
         return {"texts": texts, "refused": dict(zip(RULES, refused.tolist(), strict=True))}
 
@@ -248,23 +226,24 @@ class MiningTasks:
     def _arrays(self) -> Path:
         return self.folder / "arrays.npz"
 
-    def _texts(self, side: str) -> TextStore:
-        return TextStore(self.folder / f"{side}.arrow")
+    def _texts(self, side: str) -> corpus.TextStore:
+        return corpus.TextStore(self.folder / f"{side}.arrow")
 
-    def _lay_out(self, rows: Mapping[str, Numbered], translations: Translations) -> None:
+    def _lay_out(self, rows: Mapping[str, corpus.Numbered], translations: Translations) -> None:
         """Write everything that tasks read."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for side in SIDES:
-            TextStore.write(self.folder / f"{side}.arrow", distinct_texts(self.source, side, rows[side].first))
-        forms = {side: form_ids(self._texts(side)) for side in SIDES}
+        for side in corpus.SIDES:
+            texts = corpus.distinct_texts(self.source, side, rows[side].first)
+            corpus.TextStore.write(self.folder / f"{side}.arrow", texts)
+        forms = {side: corpus.form_ids(self._texts(side)) for side in corpus.SIDES}
         form = np.unique(np.concatenate([*forms.values()]), return_inverse=True)[1]
         query_form, passage_form = np.split(form, [len(forms["query"])])
         # The positives of a query are the passages of all rows whose query is a spelling of it, sorted by query.
-        query, passage = (rows[side].numbers for side in SIDES)
+        query, passage = (rows[side].numbers for side in corpus.SIDES)
         passages_of_form = csr_array((np.ones(len(query), dtype=bool), (query_form[query], passage)))
-        save_arrays(
+        corpus.save_arrays(
             self._arrays,
-            **{side: rows[side].ids for side in SIDES},
+            **{side: rows[side].ids for side in corpus.SIDES},
             query_form=query_form,
             query_group=translations.groups(forms["query"]),
             passage_form=passage_form,
@@ -273,99 +252,77 @@ class MiningTasks:
         )
 
     def _bar(self, total: int, what: str, unit: str, task: int) -> tqdm:
-        description = f"{self.source.name}: {what}"
-        return tqdm(total=total, desc=description, unit=unit, position=task, disable=None if total else True)
+        what = f"{self.source.name}: {what}"
+        return tqdm(total=total, desc=what, unit=unit, position=task, disable=None if total else True)
 
-    @property
-    def _instruction(self) -> str | None:
-        return self.source.instruction if self.options.instruction else None
+    def _instruction(self, side: str) -> dict[str, Any]:
+        own = self.source.instruction if self.options.instruction else None
+        return {"instruction": own} if side == "query" else {}
 
-    def _cache(self, side: str) -> EmbeddingCache:
-        made_by = {"role": side, **self.miner.made_by()}
-        return EmbeddingCache(self.cache, made_by | ({"instruction": self._instruction} if side == "query" else {}))
+    def _cache(self, side: str) -> corpus.EmbeddingCache:
+        return corpus.EmbeddingCache(self.cache, {"role": side, **self.miner.made_by(), **self._instruction(side)})
 
-    def _located(self, side: str) -> Located:
-        return self._cache(side).locate(*load_arrays(self._arrays, side))
+    def _located(self, side: str) -> corpus.Located:
+        return self._cache(side).locate(*corpus.load_arrays(self._arrays, side))
 
     def embed(self, task: int) -> None:
-        """Embed the texts that are not cached in every ``tasks``-th chunk.
-
-        Chunks do not depend on the number of shards, workers or tasks, and neither do the last bits of embeddings.
-        """
-        for side in SIDES:
-            (ids,) = load_arrays(self._arrays, side)
+        """Embed the texts that are not cached in every ``tasks``-th chunk; the tasks change no bit of them."""
+        for side in corpus.SIDES:
+            (ids,) = corpus.load_arrays(self._arrays, side)
             cache, store = self._cache(side), self._texts(side)
             missing = cache.locate(ids).file < 0
-            starts = range(task * CHUNK_TEXTS, len(ids), self.tasks * CHUNK_TEXTS)
-            chunks = [start + np.flatnonzero(missing[start : start + CHUNK_TEXTS]) for start in starts]
+            starts = range(task * corpus.CHUNK_TEXTS, len(ids), self.tasks * corpus.CHUNK_TEXTS)
+            chunks = [start + np.flatnonzero(missing[start : start + corpus.CHUNK_TEXTS]) for start in starts]
             with self._bar(sum(map(len, chunks)), f"embed {side}", "text", task) as bar:
                 for numbers in filter(len, chunks):
-                    texts = store.take(numbers).tolist()
-                    if side == "query":
-                        vectors = self.miner.embed_queries(texts, self._instruction)
-                    else:
-                        vectors = self.miner.embed_passages(texts)
-                    cache.add(ids[numbers], vectors)
+                    embed = self.miner.embed_queries if side == "query" else self.miner.embed_passages
+                    cache.add(ids[numbers], embed(store.take(numbers).tolist(), **self._instruction(side)))
                     bar.update(len(numbers))
 
     def _results(self) -> list[Path]:
         """Return the file of each block of queries."""
-        (ids,) = load_arrays(self._arrays, "query")
+        (ids,) = corpus.load_arrays(self._arrays, "query")
         return [self.folder / f"negatives-{block:05d}.npz" for block in range(-(-len(ids) // BLOCK_QUERIES))]
 
     def search_blocks(self, task: int) -> None:
         """Choose the negatives of every ``tasks``-th block of queries."""
         left = [(block, path) for block, path in enumerate(self._results()) if block % self.tasks == task]
         left = [(block * BLOCK_QUERIES, path) for block, path in left if not path.exists()]
-        queries, passages = (self._located(side) for side in SIDES)
+        queries, passages = (self._located(side) for side in corpus.SIDES)
+        names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
+        (pair_query, pair_passage), form, group, passage_form, passage_group = corpus.load_arrays(self._arrays, *names)
         firsts = range(0, len(passages.file), self.shard_texts)
-        index: ShardIndex | None = None
-
-        def shards() -> Iterator[ShardIndex]:
-            nonlocal index
-            for first in firsts:
-                if index is None or index.first != first:
-                    # Freed before the next one is read: two may not fit.
-                    index = None
-                    index = ShardIndex(passages.read(first, first + self.shard_texts), first, self.search)
-                yield index
-
+        shard: ShardIndex | None = None
         total = sum(len(queries.file[start : start + BLOCK_QUERIES]) for start, _ in left) * len(firsts)
         with self._bar(total, "search", "query", task) as bar:
             for start, path in left:
-                self._search_block(path, start, queries.read(start, start + BLOCK_QUERIES), shards(), bar)
-
-    def _search_block(
-        self, path: Path, start: int, vectors: NDArray[np.float32], shards: Iterator[ShardIndex], bar: tqdm
-    ) -> None:
-        names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
-        (pair_query, pair_passage), form, group, passage_form, passage_group = load_arrays(self._arrays, *names)
-        own = slice(start, start + len(vectors))
-        pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
-        owner, positive = pair_query[pairs] - start, pair_passage[pairs]
-        score = np.zeros(len(positive), dtype=np.float32)
-        nearest: list[Nearest] = []
-        for shard in shards:
-            nearest = [merge([*nearest, shard.search(vectors, self.window, bar.update)], self.window)]
-            here = np.flatnonzero((positive >= shard.first) & (positive < shard.first + len(shard.vectors)))
-            for some in np.split(here, range(_PAIRS, len(here), _PAIRS)):
-                passages = shard.vectors[positive[some] - shard.first]
-                score[some] = pair_scores(vectors[owner[some]], passages[:, None])[:, 0]
-            del shard
-        relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
-        negatives, refused = choose_negatives(nearest[0], relations, self.options)
-        save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
+                vectors = queries.read(start, start + BLOCK_QUERIES)
+                own = slice(start, start + len(vectors))
+                pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
+                owner, positive = pair_query[pairs] - start, pair_passage[pairs]
+                score = np.zeros(len(positive), dtype=np.float32)
+                nearest: list[Nearest] = []
+                for first in firsts:
+                    if shard is None or shard.first != first:
+                        # Freed before the next one is read: two may not fit.
+                        shard = None
+                        shard = ShardIndex(passages.read(first, first + self.shard_texts), first, self.search)
+                    nearest = [merge([*nearest, shard.search(vectors, self.window, bar.update)], self.window)]
+                    here = np.flatnonzero((positive >= first) & (positive < first + len(shard.vectors)))
+                    for some in np.split(here, range(_PAIRS, len(here), _PAIRS)):
+                        texts = shard.vectors[positive[some] - first]
+                        score[some] = pair_scores(vectors[owner[some]], texts[:, None])[:, 0]
+                relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
+                negatives, refused = choose_negatives(nearest[0], relations, self.options)
+                corpus.save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
-        """Write the rows with their negatives, in order and with all their other columns; no file without rows.
-
-        ``numbers`` ``(rows,)`` are those of the rows' queries. Returns how many rows were read, kept and dropped.
-        """
-        mined = np.concatenate([load_arrays(result, "negatives")[0] for result in self._results()])
+        """Write the rows, whose queries have these ``(rows,)`` numbers, with all columns; return how many there are."""
+        mined = np.concatenate([corpus.load_arrays(result, "negatives")[0] for result in self._results()])
         files, passages = list(map(PublishedFile, self.source.files)), self._texts("passage")
         others: dict[str, pa.DataType] = {}
         for file in files:
-            known = {*SIDES, *file.negatives, *others}
+            known = {*corpus.SIDES, *file.negatives, *others}
             others |= {field.name: field.type for field in file.schema if field.name not in known}
 
         def tables() -> Iterator[pa.Table]:
@@ -377,14 +334,13 @@ class MiningTasks:
                     row += len(batch)
                     own = batch.select(names).to_pylist()
                     negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                    kept = [
-                        row for row, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None
-                    ]
+                    short = self.options.keep_short
+                    kept = [row for row, each in enumerate(negatives) if short or each[-1] is not None]
                     if not kept:
                         continue
                     columns = list(zip(*(negatives[row] for row in kept), strict=True))
                     batch = batch.take(pa.array(kept))
-                    table = rows_table(*(batch.column(side).to_pylist() for side in SIDES), columns)
+                    table = rows_table(*(batch.column(side).to_pylist() for side in corpus.SIDES), columns)
                     for name, kind in others.items():
                         there = name in batch.schema.names
                         column = batch.column(name).cast(kind) if there else pa.nulls(len(batch), kind)

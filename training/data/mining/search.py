@@ -46,10 +46,8 @@ def choose_search(search: str) -> str:
 
 
 def pair_scores(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``(n, k)`` inner products of ``(n, dimensions)`` queries with ``(n, k, dimensions)`` passages.
-
-    They are summed in fp64: the same in every batch, shard and library, unlike a matrix product.
-    """
+    """Return ``(n, k)`` inner products of ``(n, dimensions)`` queries with ``(n, k, dimensions)`` passages."""
+    # Summed in fp64, they are the same in every batch, shard and library, unlike a matrix product.
     return np.einsum("nd,nkd->nk", queries.astype(np.float64), passages.astype(np.float64)).astype(np.float32)
 
 
@@ -65,15 +63,17 @@ class ShardIndex:
 
     def __init__(self, vectors: NDArray[np.float32], first: int, search: str) -> None:
         self.vectors, self.first = vectors, first
-        self._faiss = self._torch = None
         if search == "faiss":
             # Optional package.
             import faiss
 
-            self._faiss = faiss.IndexFlatIP(vectors.shape[1])
-            self._faiss.add(vectors)
+            index = faiss.IndexFlatIP(vectors.shape[1])
+            index.add(vectors)
+            self._propose = lambda queries, k: index.search(np.ascontiguousarray(queries), k)[1]
         else:
-            self._torch = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
+            passages = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
+            scores = lambda queries: torch.from_numpy(queries).to(passages.device) @ passages.T  # noqa: E731
+            self._propose = lambda queries, k: torch.topk(scores(queries), k, dim=1)[1].cpu().numpy()
 
     def search(self, queries: NDArray[np.float32], k: int, progress: Callable[[int], Any] = int) -> Nearest:
         """Return the ``k`` nearest passages of each query, or all; ``progress`` is called with numbers of queries."""
@@ -89,18 +89,9 @@ class ShardIndex:
             progress(len(block))
         return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def _propose(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        if self._faiss is not None:
-            return self._faiss.search(np.ascontiguousarray(queries), k)[1]
-        scores = torch.from_numpy(queries).to(self._torch.device) @ self._torch.T
-        return torch.topk(scores, k, dim=1)[1].cpu().numpy()
-
 
 def bitext_sources(sources: Sequence[Source]) -> list[Source]:
-    """Return the sources whose pairs are taken for translations: symmetric retrieval.
-
-    Symmetric clustering pairs texts of one class; chains of them would make one group of all its texts.
-    """
+    """Return the sources whose pairs are taken for translations; symmetric clustering would make one of a class."""
     return [source for source in sources if source.symmetric and source.task_type == "retrieval"]
 
 
@@ -110,12 +101,12 @@ class Translations:
     def __init__(self, sources: Sequence[Source]) -> None:
         sides = read_ids([file for source in sources for file in source.files], form_ids).values()
         self._ids, ends = np.unique(np.concatenate([*sides]), return_inverse=True)
-        self._groups = np.full(1, -1, dtype=np.int64)
-        if sources:
-            pairs = tuple(ends.reshape(2, -1))
-            graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(len(self._ids), len(self._ids)))
-            # The last entry is for texts in no group.
-            self._groups = np.append(connected_components(graph, directed=False)[1], -1).astype(np.int64)
+        graph = coo_array(
+            (np.ones(len(ends) // 2, dtype=bool), tuple(ends.reshape(2, -1))), shape=(len(self._ids),) * 2
+        )
+        groups = connected_components(graph, directed=False)[1] if sources else []
+        # The last entry is for texts in no group.
+        self._groups = np.append(groups, -1).astype(np.int64)
 
     def groups(self, ids: Ids) -> NDArray[np.int64]:
         """Return ``(n,)`` group numbers of the ids of forms, -1 for those in no group."""
@@ -167,11 +158,10 @@ class Relations(NamedTuple):
 def choose_negatives(
     nearest: Nearest, relations: Relations, options: MiningOptions
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``.
+    """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``, then skip, then take.
 
-    The rules refuse candidates, then the ``skip`` nearest of the rest are skipped, then the negatives follow. Returns
-    ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates each of
-    ``RULES`` refused.
+    Returns ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates
+    each of ``RULES`` refused.
     """
     refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
     for rule, refuses in zip(RULES, _rules(nearest, relations, options), strict=True):

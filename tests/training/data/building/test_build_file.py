@@ -13,6 +13,7 @@ import yaml
 from babel import Locale
 
 from training.build import main
+from training.data.building import build_file
 from training.data.building.build_file import build_from_file, load_build_file
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
@@ -44,9 +45,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-# The keys of a build file
 
 
 def test_defaults_and_values_of_keys(write):
@@ -98,20 +96,16 @@ def test_missing_and_wrong_values(write, refuses, key):
         load_build_file(path)
 
 
-def faq(**changes):
-    return [{**FAQ, **changes}]
-
-
 @pytest.mark.parametrize(
     ("sources", "keys", "parts"),
     [
-        (faq(instructions="x"), {}, ("'faq'", "did you mean 'instruction'?")),
-        (faq(labels="x"), {}, ("'faq'", "unknown key 'labels'")),
-        (faq(format="two_way", columns={"text": "a", "label": "b"}), {}, ("'label_texts'", "missing")),
-        (faq(columns={"query": "a"}), {}, ("'faq'", "columns", "'passage' is missing")),
-        (faq(columns={"quer": "a", "passage": "b"}), {}, ("columns", "did you mean 'query'?")),
-        (faq(columns={"query": "a", "passage": []}), {}, ("columns", "'passage' cannot be []")),
-        (faq(columns={"query": "a", "passage": "b", "lang": ["c"]}), {}, ("columns", "'lang' cannot be")),
+        ([{**FAQ, "instructions": "x"}], {}, ("'faq'", "did you mean 'instruction'?")),
+        ([{**FAQ, "labels": "x"}], {}, ("'faq'", "unknown key 'labels'")),
+        ([{**FAQ, "format": "two_way", "columns": NAMES}], {}, ("'label_texts'", "missing")),
+        ([{**FAQ, "columns": {"query": "a"}}], {}, ("'faq'", "columns", "'passage' is missing")),
+        ([{**FAQ, "columns": {"quer": "a", "passage": "b"}}], {}, ("columns", "did you mean 'query'?")),
+        ([{**FAQ, "columns": {"query": "a", "passage": []}}], {}, ("columns", "'passage' cannot be []")),
+        ([{**FAQ, "columns": {"query": "a", "passage": "b", "lang": ["c"]}}], {}, ("columns", "'lang' cannot be")),
         ([], {}, ("'sources'", "at least one")),
         (["faq"], {}, ("source 1", "str")),
         ([FAQ, FAQ], {}, ("'faq'", "rename")),
@@ -123,9 +117,6 @@ def test_faults(write, refuses, sources, keys, parts):
     path = write(*sources, **keys)
     with refuses(path, *parts):
         load_build_file(path)
-
-
-# Building
 
 
 @pytest.fixture
@@ -222,12 +213,22 @@ def test_only_what_changed_is_built_again(write, tmp_path, out):
     assert pq.read_table(out / "nli.parquet")["passage"][0].as_py() == "sentence 0"
 
 
-def test_a_failed_rebuild_leaves_no_manifest(write, out):
+def test_a_failed_rebuild_leaves_the_old_build_whole(write, out, refuses, monkeypatch):
     build_from_file(write(KINDS, NLI), out)
     before = contents(out)
     changed = {**KINDS, "columns": {"text": "kind", "label": "name"}}
-    assert main([str(write({**NLI, "num_negatives": 3}, changed)), "--output", str(out)]) == 2
-    assert not (out / "manifest.yaml").exists()
+    with refuses("source 'kinds'", "no row is left"):
+        build_from_file(write({**NLI, "num_negatives": 3}, changed), out)
+    assert contents(out) == before
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    # Killed while files are replaced, there is no manifest.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build_file, "write_manifest", killed)
+        build_from_file(write(NLI, {**KINDS, "num_negatives": 3}), out)
+    assert not (out / "manifest.yaml").exists() and len(pq.read_schema(out / "kinds.parquet").names) == 6
     build_from_file(write(KINDS, NLI), out)
     assert contents(out) == before
 

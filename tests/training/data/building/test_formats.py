@@ -20,16 +20,9 @@ TEXTS = {0: "a language", 1: "a territory"}
 def build(name, data, seed=0, **keys):
     """Return the rows of a format and what was dropped; columns are named as roles."""
     kind = FORMATS[name]
-    raw = RawRows(
-        from_dataset(Dataset.from_dict(data)),
-        {role: role for role in data},
-        "build.yaml: source 'some'",
-        texts=kind.texts,
-        values=kind.values,
-        optional=kind.optional,
-        name="some",
-        seed=seed,
-    )
+    roles = {"texts": kind.texts, "values": kind.values, "optional": kind.optional}
+    given = from_dataset(Dataset.from_dict(data)), {role: role for role in data}, "build.yaml: source 'some'"
+    raw = RawRows(*given, **roles, name="some", seed=seed)
     rows = list(kind.rows(raw, **{name: key.default for name, key in kind.keys.items()} | keys))
     return rows, {reason: count for reason, count in raw.dropped.items() if count}
 
@@ -43,7 +36,7 @@ def scored(*scores):
     return {"query": [f"q{n}" for n in numbers], "passage": [f"p{n}" for n in numbers], "score": list(scores)}
 
 
-def test_both_directions_of_a_pair_have_their_own_language():
+def test_directions_and_languages_of_pairs_and_what_is_dropped():
     data = {"query": ["Japan"], "passage": ["일본"], "lang": ["eng"], "passage_lang": ["kor"]}
     both = [Row("Japan", "일본", lang="eng"), Row("일본", "Japan", lang="kor")]
     assert build("pairs", data) == (both[:1], {})
@@ -51,26 +44,20 @@ def test_both_directions_of_a_pair_have_their_own_language():
     assert build("duplicates", data, both_directions=True) == (both, {})
     del data["passage_lang"]
     assert [row.lang for row in build("pairs", data, both_directions=True)[0]] == ["eng", "eng"]
-
-
-def test_dropped_pairs_are_counted():
+    # A summary is the query of its article.
+    data = {"article": ["long", "same"], "summary": ["short", "same"], "lang": ["a", "b"]}
+    assert build("summaries", data) == ([Row("short", "long", lang="a")], {"query and passage are identical": 1})
+    # What is dropped is counted.
     data = {"query": ["a", None, "", "b", "c", " d"], "passage": ["A", "B", "C", None, " \n", "d "], "lang": [None] * 6}
     reasons = ["query is missing", "query is blank", "passage is missing", "passage is blank"]
     dropped = dict.fromkeys([*reasons, "query and passage are identical"], 1)
     assert build("pairs", data) == ([Row("a", "A")], dropped)
 
 
-def test_a_summary_is_the_query_of_its_article():
-    data = {"article": ["long", "same"], "summary": ["short", "same"], "lang": ["a", "b"]}
-    assert build("summaries", data) == ([Row("short", "long", lang="a")], {"query and passage are identical": 1})
-
-
 @pytest.mark.parametrize(
     ("labels", "duplicate_label"),
     [
         ([1, 0, None], 1),
-        ([1.0, 0.0, None], 1),
-        (["1", "0", None], 1),
         (["1.0", "0.0", ""], 1),
         (["True", "false", ""], True),
         ([True, False, None], 1),
@@ -97,9 +84,7 @@ def test_groups_of_duplicates():
     ("scale", "threshold", "scores", "kept"),
     [
         ([0, 5], 4, [5, 3.99, 4, 0], [0, 2]),
-        ([0, 5], 3, [2.9, 3.0, 5.0], [1, 2]),
         ([0, 1], 4, [0.79, float(np.float32(0.8)), 1.0], [1, 2]),
-        ([1, 4], 4, [3.0, 3.5, 4.0], [1, 2]),
         ([4, 1], 4, [1.0, 1.5, 3.0], [0, 1]),  # 1 is the most similar
         ([0, 5], 0, [0.0, 1.0, 2.0], [0, 1, 2]),
         ([0, 5], 3, ["2.9", "3.0", "5"], [1, 2]),  # as csv files have them
@@ -225,10 +210,8 @@ def test_distinct_below_makes_every_choice_equally_likely():
         ("pairs", {"query": ["q"] * 1001, "passage": [None] * 1000 + [7]}, {}, ("row 1000,", "'passage'", "not text")),
         ("pairs", {"query": ["q"], "passage": ["p"], "lang": [3]}, {}, ("row 0,", "'lang'", "not text")),
         ("nli", nli(("p", "e", 3)), {"labels": NUMBERS}, ("'label'", "3", "'labels'")),
-        ("nli", nli(("p", "e", [0])), {"labels": NUMBERS}, ("'label'", "[0]", "'labels'")),
         ("sts", scored("four"), {}, ("row 0,", "'score'", "not a number")),
         *(("sts", scored(score), {}, ("row 0,", "'score'", "off the scale")) for score in (5.1, float("nan"))),
-        ("duplicate_groups", {"group": ["a b"]}, {}, ("row 0,", "'group'", "not a list of texts")),
         ("duplicate_groups", {"group": [[1, 2]]}, {}, ("row 0,", "'group'", "not a list of texts")),
         ("labelled", {"text": ["a"], "label": [["x", "y"]]}, {}, ("row 0,", "'label'", "neither text nor number")),
         ("two_way", {"text": ["a", "b"], "label": [1, 2]}, {"label_texts": TEXTS}, ("row 1,", "unknown label 2")),

@@ -11,6 +11,7 @@ import pytest
 from babel import localedata
 from babel.core import get_global
 
+from tests.training.data.mining.mining_helpers import negatives_of
 from training.common.errors import UserError
 from training.common.languages import iso639_3, macrolanguage
 from training.data.cldr.draws import draw_distinct
@@ -53,11 +54,7 @@ def concepts_of(names):
     return concepts
 
 
-def negatives_of(row):
-    return [text for column, text in row.items() if column.startswith("negative_")]
-
-
-def test_manifest_and_columns(folder, sources):
+def test_manifest_columns_and_held_out_names(folder, sources, names, concepts_of):
     codes = {iso639_3(language) for language in LANGUAGES}
     entries = load_manifest(folder / MANIFEST)
     assert [source.name for source in entries] == list(SOURCES)
@@ -77,6 +74,17 @@ def test_manifest_and_columns(folder, sources):
     record = json.loads((folder / "build.json").read_text())
     assert record["dropped"]["cldr_territory_currency"] > 0
     assert record["rows"] == {name: len(rows) for name, rows in sources.items()}
+    rows = pq.read_table(folder / "held_out.parquet").to_pylist()
+    candidates = pq.read_table(folder / "candidates.parquet")["passage"].to_pylist()
+    english = {names.texts[row] for row in names.english}
+    assert len(candidates) == len(set(candidates)) and set(candidates) == english
+    assert 0.03 < len(rows) / len(names.texts) < 0.1
+    folded = set(map(normalise, english))
+    for row in rows:
+        assert row["passage"] in english and row["lang"] != "eng"
+        assert normalise(row["query"]) not in folded
+        assert {kind for kind, _ in concepts_of[normalise(row["query"])]} == {row["kind"]}
+    assert {("zho", "Hans"), ("srp", "Cyrl"), ("deu", "Latn")} <= {(row["lang"], row["script"]) for row in rows}
 
 
 def test_translations_are_right_and_their_negatives_wrong(sources, concepts_of):
@@ -91,7 +99,7 @@ def test_translations_are_right_and_their_negatives_wrong(sources, concepts_of):
     assert 0.7 < np.mean(same) < 0.9
 
 
-def test_what_is_true_of_a_territory_is_no_negative(sources, concepts_of):
+def test_what_is_true_of_a_territory_is_no_negative_and_classes_do_not_mix(sources, concepts_of, names):
     currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
     current = {place: {code for code, _, end, _ in all_of if end is None} for place, all_of in currencies.items()}
     spoken = {place: set(map(macrolanguage, all_of)) for place, all_of in languages.items()}
@@ -102,9 +110,6 @@ def test_what_is_true_of_a_territory_is_no_negative(sources, concepts_of):
             for text in negatives_of(row):
                 assert not {code_of(code) for each, code in concepts_of[text] if each == kind} & true, row
             assert {code_of(code) for each, code in concepts_of[row["passage"]] if each == kind} & true, row
-
-
-def test_classes_do_not_mix(sources, names, concepts_of):
     for row in sources["cldr_kind"]:
         kinds = [{kind for kind, _ in concepts_of[row[column]]} for column in ("query", "passage")]
         assert kinds[0] == kinds[1] and len(kinds[0]) == 1, row
@@ -122,20 +127,6 @@ def test_classes_do_not_mix(sources, names, concepts_of):
         assert {kind == "territory" for kind, _ in concepts_of[row["query"]]} == {is_territory}, row
         balance[row["lang"]] += 1 if is_territory else -1
     assert not any(balance.values())
-
-
-def test_held_out_names(folder, names, concepts_of):
-    rows = pq.read_table(folder / "held_out.parquet").to_pylist()
-    candidates = pq.read_table(folder / "candidates.parquet")["passage"].to_pylist()
-    english = {names.texts[row] for row in names.english}
-    assert len(candidates) == len(set(candidates)) and set(candidates) == english
-    assert 0.03 < len(rows) / len(names.texts) < 0.1
-    folded = set(map(normalise, english))
-    for row in rows:
-        assert row["passage"] in english and row["lang"] != "eng"
-        assert normalise(row["query"]) not in folded
-        assert {kind for kind, _ in concepts_of[normalise(row["query"])]} == {row["kind"]}
-    assert {("zho", "Hans"), ("srp", "Cyrl"), ("deu", "Latn")} <= {(row["lang"], row["script"]) for row in rows}
 
 
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -195,7 +186,4 @@ def test_names_do_not_depend_on_who_read_the_locale_before():
     own = {names.texts[row] for row in np.flatnonzero(~names.is_english)}
     assert 50 <= len(own) < len(inherited)
     assert localedata.load("nn")["languages"] is inherited
-
-
-def test_macrolanguages():
     assert macrolanguage("tl") == macrolanguage("fil") and macrolanguage("prs") == macrolanguage("fa_AF")

@@ -53,13 +53,8 @@ def test_whole_texts_are_apart_from_runs(tmp_path, texts):
     rows[6][1] = f"Well, {texts[1]}"
     rows[8] = [texts[7], f"{texts[7]}, {texts[7]}"]
     found = find(tmp_path, rows, evaluation_set(tmp_path, texts))
-    assert matches(found) == [
-        (3, "query", True),
-        (5, "passage", True),
-        (6, "passage", False),
-        (8, "passage", False),
-        (8, "query", True),
-    ]
+    parts = [(3, "query", True), (5, "passage", True), (6, "passage", False), (8, "passage", False), (8, "query", True)]
+    assert matches(found) == parts
 
 
 def test_every_set_and_column_is_named(tmp_path, texts):
@@ -78,13 +73,10 @@ def test_every_set_and_column_is_named(tmp_path, texts):
     ]
 
 
-def test_negatives_are_looked_at_on_request(tmp_path):
+def test_negatives_on_request_and_sets_that_are_refused(tmp_path, refuses):
     rows, leaks = clean_rows(0), evaluation_set(tmp_path, ["Negative 3"])
     assert matches(find(tmp_path, rows, leaks)) == []
     assert matches(find(tmp_path, rows, leaks, negatives=True)) == [(3, "negative_1", True)]
-
-
-def test_sets_without_text_or_of_one_name_are_refused(tmp_path, refuses):
     with refuses("'questions.txt'", "holds no text"):
         find(tmp_path, clean_rows(0), evaluation_set(tmp_path, ["", " "]))
     (tmp_path / "other").mkdir()

@@ -36,9 +36,7 @@ def manifest(tmp_path):
     three[OVERLAP][1] = "so a b c d e f g h i j k l m n it is"
     folder = tmp_path / "sources"
     folder.mkdir()
-    (folder / "held_out.jsonl").write_text(
-        json.dumps({"text": "who was first"}) + "\n" + json.dumps({"text": "A b c d e f g h i j k l m n"}) + "\n"
-    )
+    (folder / "held_out.jsonl").write_text('{"text": "who was first"}\n{"text": "A b c d e f g h i j k l m n"}\n')
     return write_manifest(folder, {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}, cap=50, symmetric=True)
 
 
@@ -127,16 +125,13 @@ def test_files_that_lose_all_rows_are_left_out_unless_all_do(tmp_path, refuses):
     assert [(tmp_path / "clean" / name).read_bytes() for name in names] == before
 
 
-def test_the_command_line(manifest, tmp_path, capsys):
+def test_the_command_line_and_faulty_input(manifest, tmp_path, capsys, refuses):
     words = ["--manifest", str(manifest), "--output", str(tmp_path / "clean"), "--exact"]
     words += ["--evaluation", f"{manifest.parent}/held_out.jsonl:text", "--executor", '{"workers": 1}']
     assert main(words) == 0
     assert "| b | 80 | 0 | – | – | 1 | 1 | – |" in capsys.readouterr().out
     assert main(words[:4]) == 2
     assert "nothing to look for" in capsys.readouterr().err
-
-
-def test_faulty_input_is_refused(manifest, tmp_path, refuses):
     with refuses("--exact", "--across"):
         decontaminate(manifest, tmp_path / "clean", DeduplicationOptions(exact=False, across=True), [object()])
     with refuses(manifest.parent, "which is read"):

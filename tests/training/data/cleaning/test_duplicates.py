@@ -53,11 +53,8 @@ def test_a_changed_word_in_a_long_text_is_a_near_duplicate(tmp_path, script):
     rng = np.random.default_rng(5)
     rows = [["why", sentence(rng, 150, script)] for _ in range(5)]
     text = rows[2][1]
-    changed = (
-        " ".join([*text.split()[:70], "changed", *text.split()[71:]])
-        if script == "Latn"
-        else f"{text[:70]}x{text[71:]}"
-    )
+    words, space = (text.split(), " ") if script == "Latn" else (text, "")
+    changed = space.join([*words[:70], "changed", *words[71:]])
     manifest = write_manifest(tmp_path, {"a": [[*rows, ["WHY?", changed]]]})
     assert find(manifest) == {"exact": [], "near": [(0, 5, 0, 2, True)]}
 
@@ -79,19 +76,14 @@ def test_a_changed_word_in_either_side_and_across_sources(tmp_path):
     assert find(manifest, DeduplicationOptions(exact=False, near=True)) == {"near": []}
 
 
-def test_an_exact_duplicate_is_not_a_near_one(tmp_path):
+def test_neither_exact_duplicates_nor_rows_half_alike_are_near_ones(tmp_path):
     rng = np.random.default_rng(5)
     row = ["why", sentence(rng, 120)]
     manifest = write_manifest(tmp_path, {"a": [[row, ["why", row[1] + " changed"], ["Why", row[1].upper()]]]})
     assert find(manifest) == {"exact": [(0, 2, 0, 0, True)], "near": [(0, 1, 0, 0, True)]}
-    assert find(manifest, DeduplicationOptions(exact=False, near=True))["near"] == [
-        (0, 1, 0, 0, True),
-        (0, 2, 0, 0, True),
-    ]
-
-
-def test_rows_half_alike_are_no_near_duplicates(tmp_path):
-    """MinHash pairs some of them; the comparison does not."""
+    near = find(manifest, DeduplicationOptions(exact=False, near=True))["near"]
+    assert near == [(0, 1, 0, 0, True), (0, 2, 0, 0, True)]
+    # MinHash pairs some rows half alike; the comparison does not.
     rng = np.random.default_rng(6)
     shared = sentence(rng, 70)
     rows = [["why", f"{shared} {sentence(rng, 30)}"] for _ in range(40)]

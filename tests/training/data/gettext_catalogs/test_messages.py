@@ -25,20 +25,14 @@ def write_mo(path, messages, charset="utf-8", order="<", plural=""):
     return path
 
 
-def test_catalogs_of_several_folders_in_order(tmp_path):
+def test_catalogs_of_several_folders_in_order_and_versions_of_a_program(tmp_path):
     for folder, locale, domain in (("a", "fr", "two"), ("b", "de", "one"), ("a", "de", "two")):
         write_catalog(tmp_path / folder, locale, domain, [("Open", "x")])
     (tmp_path / "a/locale.alias").write_text("not a catalog")
     found = find_catalogs([tmp_path / "a", tmp_path / "b", tmp_path / "absent"])
     assert [(file.locale, file.domain) for file in found] == [("de", "one"), ("de", "two"), ("fr", "two")]
-
-
-@pytest.mark.parametrize(
-    ("domain", "program"),
-    [("gtk30", "gtk"), ("gtk20-properties", "gtk20-properties"), ("evolution-3.44", "evolution"), ("7", "7")],
-)
-def test_versions_are_one_program(domain, program):
-    assert program_of(domain) == program
+    programs = {"gtk30": "gtk", "gtk20-properties": "gtk20-properties", "evolution-3.44": "evolution", "7": "7"}
+    assert {domain: program_of(domain) for domain in programs} == programs
 
 
 @pytest.mark.parametrize(("charset", "order"), [("utf-8", "<"), ("utf-8", ">"), ("iso-8859-2", "<")])
@@ -78,7 +72,6 @@ def test_damaged_catalog_is_named(tmp_path, length):
 @pytest.mark.parametrize(
     ("locale", "tag", "code", "script"),
     [
-        ("pt_BR", "pt-BR", "por", "Latn"),
         ("sr@ijekavianlatin", "sr-Latn", "srp", "Latn"),
         ("sr_RS@ijekavian", "sr-RS", "srp", "Cyrl"),
         ("ca@valencia", "ca", "cat", "Latn"),
@@ -112,7 +105,6 @@ def test_locales(locale, tag, code, script):
         ("<b>Warning</b>: no <a href='x'>disk</a>", "Warning: no disk"),  # markup
         ("Fish &amp; chips &#8211; now", "Fish & chips – now"),
         ("_File", "File"),  # accelerators
-        ("&Open", "Open"),
         ("&copy here", "copy here"),
         ("ファイル(_F)", "ファイル"),
         ("Save && quit", "Save & quit"),

@@ -20,7 +20,7 @@ def cache(tmp_path):
     return cache
 
 
-def test_ids_are_stable_distinct_and_found():
+def test_ids_are_stable_and_changed_texts_are_noticed(tmp_path, refuses):
     ids = text_ids([*WORDS, "word 3"])
     assert ids.tobytes()[:4].hex() == "9f2cd654"
     unique, numbers, first = numbered(ids)
@@ -29,6 +29,12 @@ def test_ids_are_stable_distinct_and_found():
     at = find(wanted, known)
     assert at[1] == -1 and (known[at[[0, 2]]] == wanted[[0, 2]]).all()
     assert find(wanted, known[:0]).tolist() == [-1, -1, -1]
+    path = tmp_path / "query.arrow"
+    TextStore.write(path, iter(WORDS))
+    assert TextStore(path).take(np.array([[3, -1], [99, 3]])).tolist() == [["word 3", None], ["word 99", "word 3"]]
+    path.write_bytes(path.read_bytes().replace(b"word 3", b"word X"))
+    with refuses(path, "is damaged", f"delete {tmp_path}, and it is mined again"):
+        TextStore(path)
 
 
 def test_round_trip_over_several_files(tmp_path):
@@ -56,8 +62,6 @@ def test_flipped_bytes_are_noticed(cache, refuses, part):
     # As the message says.
     path.unlink()
     assert (cache.locate(IDS).file < 0).all()
-    cache.add(IDS, np.ones((100, 2)))
-    assert (cache.locate(IDS).read() == 1).all()
 
 
 def test_a_finished_cache_is_not_written(cache, monkeypatch):
@@ -67,12 +71,3 @@ def test_a_finished_cache_is_not_written(cache, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", fails)
     monkeypatch.setattr("training.data.mining.corpus.locked", fails)
     assert (EmbeddingCache(cache.folder.parent, {}).locate(IDS).read() == 1).all()
-
-
-def test_texts_that_changed_are_noticed(tmp_path, refuses):
-    path = tmp_path / "query.arrow"
-    TextStore.write(path, iter(WORDS))
-    assert TextStore(path).take(np.array([[3, -1], [99, 3]])).tolist() == [["word 3", None], ["word 99", "word 3"]]
-    path.write_bytes(path.read_bytes().replace(b"word 3", b"word X"))
-    with refuses(path, "is damaged", f"delete {tmp_path}, and it is mined again"):
-        TextStore(path)

@@ -84,12 +84,8 @@ def run(miner, tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Several chunks of texts and blocks of queries; other processes do not see it."""
-    for module in (corpus, mining):
-        monkeypatch.setattr(module, "CHUNK_TEXTS", 32)
+    monkeypatch.setattr(corpus, "CHUNK_TEXTS", 32)
     monkeypatch.setattr(mining, "BLOCK_QUERIES", 64)
-
-
-# The negatives
 
 
 @pytest.mark.parametrize(("use_faiss", "instruction"), [(False, True), (True, False)])
@@ -100,23 +96,16 @@ def test_equals_mine_hard_negatives(source, folder, run, tmp_path, use_faiss, in
     theirs = mine_hard_negatives(
         Dataset.from_dict({name: table[name].to_pylist() for name in ("query", "passage")}),
         SentenceTransformer(str(folder), device="cpu"),
-        range_min=OPTIONS.skip,
-        range_max=OPTIONS.top,
-        max_score=OPTIONS.max_score,
-        relative_margin=1 - OPTIONS.relative,
-        num_negatives=OPTIONS.negatives,
+        **{"range_min": 5, "range_max": 40, "max_score": 0.6, "relative_margin": 1 - 0.95, "num_negatives": 6},
         query_prompt=instruct(source.instruction) if instruction else None,
         output_format="n-tuple",
         use_faiss=use_faiss,
         verbose=False,
     )
-    resources = Resources(search="faiss" if use_faiss else "torch")
+    resources, out = Resources(search="faiss" if use_faiss else "torch"), tmp_path / "out"
     counts = run(source, options=replace(OPTIONS, instruction=instruction), resources=resources)
-    ours, expected = (
-        {(row["query"], row["passage"]): negatives_of(row) for row in rows}
-        for rows in (read_output(tmp_path / "out"), theirs)
-    )
-    assert ours == expected
+    found = [{(row["query"], row["passage"]): negatives_of(row) for row in rows} for rows in (read_output(out), theirs)]
+    assert found[0] == found[1]
     # Some of each, or the test would show little.
     assert 100 < counts["kept"] < 261 and min(counts["refused"][rule] for rule in ("score", "relative")) > 100
 
@@ -222,9 +211,6 @@ def test_other_spellings_are_not_negatives(tmp_path, run):
     assert report["refused"]["translation"] > 0
 
 
-# The same bytes
-
-
 def test_shards_search_and_tasks_change_nothing(source, run, tmp_path, small_units):
     pytest.importorskip("faiss")
     bitext = [write_pairs(tmp_path / "b", list(zip(PASSAGES[:60:2], PASSAGES[1:60:2], strict=True)), name="b")]
@@ -257,9 +243,6 @@ def test_processes_change_nothing(tmp_path, run, name):
     report = run(source, "two", options, miner, resources=Resources(executor=Executor(name, workers=2)))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert report["texts"] == {"embedded": 29_000, "cached": 0}
-
-
-# The cache and killed runs
 
 
 def test_second_run_encodes_only_what_is_new(source, run, tmp_path, small_units):

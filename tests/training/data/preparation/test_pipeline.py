@@ -49,9 +49,6 @@ def two(write_source):
     return [write_source("first", rows=40), write_source("second", rows=30, symmetric=True)]
 
 
-# Division and interruption
-
-
 def test_division_changes_no_row(many, run, decode, monkeypatch):
     whole = run(many, "whole", validation_share=0.2)
     divide(monkeypatch.setattr)
@@ -103,26 +100,21 @@ def test_a_run_that_was_stopped_goes_on(many, run, tmp_path, monkeypatch, phase)
 def prepare_many(folder, output, *files):
     """The command that is killed, in a process of its own."""
     divide()
-    given = (
-        [Source("many", [Path(file) for file in files], "retrieval", "Find.")],
-        load_tokenizer(f"{folder}/tokenizer"),
-    )
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    prepare(*given, Path(folder) / output, OPTIONS, Executor(workers=1))
+    source, tokenizer = Source("many", list(map(Path, files)), "retrieval", "Find."), load_tokenizer(folder)
+    print("ready", flush=True)  # noqa: T201
+    prepare([source], tokenizer, Path(folder) / output, OPTIONS, Executor(workers=1))
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(many, tmp_path, small_tokenizer):
-    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    small_tokenizer.save_pretrained(tmp_path)
     words = f"import sys; from {__name__} import prepare_many; prepare_many(*sys.argv[1:])"
     command = [sys.executable, "-c", words, str(tmp_path)]
     subprocess.run([*command, "whole", *many.files], cwd=ROOT, check=True)
     killed, status = 0, None
     while status != 0:
-        with subprocess.Popen(
-            [*command, "killed", *many.files], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        ) as process:
+        words = [*command, "killed", *many.files]
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             # Imports take most of the time.
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.04 * (killed + 1))
@@ -134,9 +126,6 @@ def test_killed_at_any_moment_it_goes_on(many, tmp_path, small_tokenizer):
     # A lock that was held when its process was killed is an empty file that holds nobody up.
     left = {name: content for name, content in contents(tmp_path / "killed").items() if not name.endswith(".lock")}
     assert left == contents(tmp_path / "whole")
-
-
-# Reuse
 
 
 def test_two_runs_write_the_same_bytes(two, tmp_path, small_tokenizer, options):
@@ -158,22 +147,16 @@ def test_two_runs_write_the_same_bytes(two, tmp_path, small_tokenizer, options):
         assert {each.name: times(each.folder) for each in again} == before
 
 
+OTHER_OPTIONS = {"max_length": 20, "instructions": False, "document_instruction_share": 0.9, "validation_share": 0.5}
+OTHER_OPTIONS |= {"num_hard_negatives": (("retrieval", 1),), "seed": 1, "text_forms": True, "keep_texts": True}
+OTHER_KEYS = {"instruction": "Another.", "symmetric": True, "cap": 10, "task_type": "clustering", "languages": ["kor"]}
+
+
 @pytest.mark.parametrize(
     ("keys", "changes", "more"),
     [
-        ({}, {"max_length": 20}, 2),
-        ({}, {"instructions": False}, 2),
-        ({}, {"document_instruction_share": 0.9}, 2),
-        ({}, {"validation_share": 0.5}, 2),
-        ({}, {"num_hard_negatives": (("retrieval", 1),)}, 2),
-        ({}, {"seed": 1}, 2),
-        ({}, {"text_forms": True}, 2),
-        ({}, {"keep_texts": True}, 2),
-        ({"instruction": "Another."}, {}, 1),
-        ({"symmetric": True}, {}, 1),
-        ({"cap": 10}, {}, 1),
-        ({"task_type": "clustering"}, {}, 1),
-        ({"languages": ["kor"]}, {}, 1),
+        *(({}, {key: value}, 2) for key, value in OTHER_OPTIONS.items()),
+        *(({key: value}, {}, 1) for key, value in OTHER_KEYS.items()),
         # No prepared byte depends on these, nor on the negatives of another task type.
         ({"licence": "MIT", "category": "QA", "stages": ["one"], "instruction_from": "v1"}, {}, 0),
         ({}, {"num_hard_negatives": (("retrieval", 2), ("clustering", 4))}, 0),
@@ -201,10 +184,7 @@ def test_a_changed_tokenizer_or_file_prepares_again(two, run, write_source, tmp_
     assert len(longer.rows["train"]) == 41 and times(second.folder) == before
 
 
-# Faults
-
-
-def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source, refuses):
+def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source, refuses, small_tokenizer):
     faulty = write_source("faulty", rows=3)
     good = pq.read_table(faulty.files[0])
     passages = [*good["passage"].to_pylist()[:2], None]
@@ -221,39 +201,30 @@ def test_a_fault_keeps_what_was_prepared_before(two, run, tmp_path, write_source
     with refuses(two[0].files[0], "not a readable parquet file"):
         run(sources)
     assert times(first) == before
-
-
-@pytest.mark.parametrize("name", ["source.json", "tokens.int32", "tokens.int32.xxh3", TEXTS])
-def test_a_folder_that_lacks_something_is_prepared_again(two, run, name):
-    folder = run(two[0], keep_texts=True).folder
-    before = contents(folder)
-    (folder / name).unlink()
-    if not name.endswith(".xxh3"):
-        (folder / name).write_bytes(before[name][:-1])
-    run(two[0], keep_texts=True)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("name", ["tokens.int32", "validation.int32", "text_offsets.int64", "tokens.int32.xxh3"])
-def test_flipped_bytes_are_noticed(two, run, refuses, name):
-    prepared = run(two[0], keep_texts=True, validation_share=0.2)
-    path = prepared.folder / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with refuses(prepared.folder / name.removesuffix(".xxh3"), "is damaged", f"delete {prepared.folder}"):
-        run(two[0], keep_texts=True, validation_share=0.2)
-
-
-def test_tokenizer_without_eos(two, tmp_path, small_tokenizer, refuses):
+    # A tokenizer without EOS is refused before anything is written.
     tokenizer = copy.deepcopy(small_tokenizer)
     tokenizer.eos_token = None
     with refuses("tokenizer", "EOS"):
-        prepare(two, tokenizer, tmp_path / "prepared", PreparationOptions())
-    assert not (tmp_path / "prepared").exists()
+        prepare(two, tokenizer, tmp_path / "none", PreparationOptions())
+    assert not (tmp_path / "none").exists()
 
 
-# Several commands
+def test_what_is_missing_is_prepared_again_and_flipped_bytes_are_noticed(two, run, refuses):
+    folder = run(two[0], keep_texts=True, validation_share=0.2).folder
+    before = contents(folder)
+    for name in ("source.json", "tokens.int32", "tokens.int32.xxh3", TEXTS):
+        (folder / name).unlink()
+        if not name.endswith(".xxh3"):
+            (folder / name).write_bytes(before[name][:-1])
+        run(two[0], keep_texts=True, validation_share=0.2)
+        assert contents(folder) == before, name
+    for name in ("tokens.int32", "validation.int32", "text_offsets.int64", "tokens.int32.xxh3"):
+        content = bytearray(before[name])
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with refuses(folder / name.removesuffix(".xxh3"), "is damaged", f"delete {folder}"):
+            run(two[0], keep_texts=True, validation_share=0.2)
+        (folder / name).write_bytes(before[name])
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_length": 9}])

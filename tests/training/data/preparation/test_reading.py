@@ -20,10 +20,7 @@ from training.data.prepared import QUARANTINE, put_aside
 QWEN = "Instruct: {}\nQuery:{}".format
 
 
-# Rows and texts
-
-
-@pytest.mark.parametrize("negatives", [3, (2, 5), (5, 2, 3)])
+@pytest.mark.parametrize("negatives", [3, (5, 2, 3)])
 def test_raw_rows_decode_to_the_published_rows(write_source, run, decode, negatives):
     source = write_source(rows=100, negatives=negatives, symmetric=True)
     prepared = run(source, instructions=False, document_instruction_share=1.0)
@@ -32,12 +29,23 @@ def test_raw_rows_decode_to_the_published_rows(write_source, run, decode, negati
     assert prepared.description["instruction"] is None
 
 
-def test_null_negatives_are_missing_from_their_row_only(write_columns, run, decode):
+def test_null_negatives_and_sources_without_negative_columns(write_columns, run, decode, write_source, refuses):
     columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
     columns |= {"negative_2": ["i", "j", "k"], "negative_3": [None, "l", "g"]}
     prepared = run(write_columns(columns))
     assert np.argwhere(prepared.rows["train"] < 0).tolist() == [[0, 4], [1, 2]]
     assert [row[1:] for row in decode(prepared)] == [("d", "g", "i"), ("e", "j", "l"), ("f", "h", "k", "g")]
+    source = write_source(rows=20, negatives=0)
+    prepared = run(source, instructions=False)
+    assert prepared.num_negatives == 0 and decode(prepared) == published_rows(source)
+    # A file without, among files with, and types that learn from nothing else, are errors.
+    with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
+        run(write_source("mixed", rows=20, negatives=(4, 0)))
+    with refuses("0 negative columns", "clustering learns from nothing else", "mine.py"):
+        run(write_source("topics", rows=20, negatives=0, task_type="clustering"))
+    few = write_source("few", negatives=(3, 2), task_type="clustering")
+    with refuses(few.files[1], "2 negative columns", "3"):
+        run(few)
 
 
 @pytest.mark.parametrize("instructions", [False, True])
@@ -65,23 +73,6 @@ def test_each_distinct_text_is_stored_once(write_source, write_columns, run, sma
     assert prepared.description["tokens"] == sum(len(prepared.tokens(text)) for text in range(len(stored)))
     columns = {"query": ["a", "b"], "passage": ["b", "a"], "negative_1": ["c", "c"], "negative_2": ["d", "c"]}
     assert run(write_columns(columns), instructions=False).description["texts"] == 4
-
-
-def test_a_retrieval_source_without_negative_columns_has_none(write_source, run, decode, refuses):
-    source = write_source(rows=20, negatives=0)
-    prepared = run(source, instructions=False)
-    assert prepared.num_negatives == 0 and decode(prepared) == published_rows(source)
-    # A file without, among files with, and types that learn from nothing else, are errors.
-    with refuses("0 negative columns", "'num_hard_negatives_retrieval: 0'"):
-        run(write_source("mixed", rows=20, negatives=(4, 0)))
-    with refuses("0 negative columns", "clustering learns from nothing else", "mine.py"):
-        run(write_source("topics", rows=20, negatives=0, task_type="clustering"))
-    few = write_source("few", negatives=(3, 2), task_type="clustering")
-    with refuses(few.files[1], "2 negative columns", "3"):
-        run(few)
-
-
-# Instructions
 
 
 @pytest.mark.parametrize(("symmetric", "expected"), [(True, 0.3), (False, 0.0)])
@@ -121,9 +112,6 @@ def test_documents_carry_the_instruction_of_their_row(write_columns, run, decode
         assert row[1:] == tuple(instruct(own[query], text) if text in drawn else text for text in rest)
     everything = {*passages, "n", "m"}
     assert drawn == everything if share == 1 else drawn and drawn < everything
-
-
-# Bad rows
 
 
 @pytest.fixture
