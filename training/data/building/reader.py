@@ -104,6 +104,8 @@ def _load_csv(dataset: str, split: str, options: dict[str, Any]) -> datasets.Dat
 def _from_json(config: JsonConfig, split: str) -> RawData:
     """Decode every row now, to report a faulty one before any work."""
     name = split.partition("[")[0]
+    if name not in config.data_files:
+        raise UserError(f"json files have the splits {', '.join(config.data_files)}; name one, or a part of it")
     files, manager = config.data_files[name], datasets.DownloadManager()
     paths = {file: manager.download_and_extract(file) for file in files}
     number, columns = 0, {}
@@ -116,7 +118,12 @@ def _from_json(config: JsonConfig, split: str) -> RawData:
     if not columns or not number:
         raise UserError("there are no rows in its files; check 'data_files' and 'split'")
     read = lambda _: islice(_json_rows(config, paths), part.from_, part.to)  # noqa: E731
-    return RawData([*columns], number, [split, config.field, *files, *files.origin_metadata], read)
+    return RawData(
+        [*columns],
+        number,
+        [split, config.field, config.encoding, config.encoding_errors, *files, *files.origin_metadata],
+        read,
+    )
 
 
 def _json_rows(config: JsonConfig, paths: Mapping[str, str]) -> LocatedRows:
@@ -179,6 +186,7 @@ class RawRows:
                 self._paths.setdefault(role, []).append(path)
         self._text_roles = (*self.texts, "lang", "passage_lang")
         self._location = ""  # of the current row
+        self._found: set[tuple[str, ...]] = set()  # paths with a value in any row
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         self.dropped.clear()
@@ -191,6 +199,11 @@ class RawRows:
                 yield number, values
             else:
                 self.dropped[fault] += 1
+        for role, paths in self._paths.items():
+            for path in paths:
+                if len(path) > 1 and tuple(path) not in self._found:
+                    column = ".".join(path)
+                    raise UserError(f"{self.where}: no row has a column {column!r} for {role!r}; correct 'columns'")
 
     def refuse(self, role: str, fault: str) -> UserError:
         """Return the error for a faulty column of the current row; ``fault`` says what to do."""
@@ -205,7 +218,9 @@ class RawRows:
 
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:
         """Return the value of a role; several texts are joined, and one that is not text is returned alone."""
-        found = [_walk(row, path) for path in self._paths.get(role, ())]
+        paths = self._paths.get(role, ())
+        found = [_walk(row, path) for path in paths]
+        self._found |= {tuple(path) for path, part in zip(paths, found, strict=True) if part is not None}
         if role in self._text_roles:
             found = map(_first, found)
         parts = [part for part in found if part is not None]

@@ -27,7 +27,7 @@ from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked, write_whole
 from training.data.cleaning.normalise import normalise
-from training.data.manifest import MANIFEST, Source, write_manifest
+from training.data.manifest import MANIFEST, Source, read_manifest, write_manifest
 from training.data.mining import corpus
 from training.data.mining.search import (
     RULES,
@@ -153,7 +153,8 @@ def mine(
             write_whole(output / REPORT, json.dumps({"sources": report}, indent=2) + "\n")
             shutil.rmtree(tasks.folder)
             logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(numbers))
-        _write_manifest(output, report, sources, others, options.negatives)
+        stage_caps = read_manifest(manifest).stage_caps if manifest else {}
+        _write_manifest(output, report, sources, others, options.negatives, stage_caps)
         shutil.rmtree(output / _WORK, ignore_errors=True)
     return {"sources": report}
 
@@ -172,7 +173,12 @@ def _read_report(output: Path) -> dict[str, Any]:
 
 
 def _write_manifest(
-    output: Path, report: Mapping[str, Any], sources: Sequence[Source], others: Sequence[Source], negatives: int
+    output: Path,
+    report: Mapping[str, Any],
+    sources: Sequence[Source],
+    others: Sequence[Source],
+    negatives: int,
+    stage_caps: Mapping[str, int],
 ) -> None:
     """Write the manifest of all mined sources with rows and of the sources that were not mined."""
     empty = [source.name for source in sources if not report[source.name]["kept"]]
@@ -188,7 +194,7 @@ def _write_manifest(
         if source.name not in report:
             files = [os.path.relpath(Path(file).resolve(), output) for file in source.files]
             entries.append({**asdict(source), "files": files})
-    write_manifest(output / MANIFEST, entries)
+    write_manifest(output / MANIFEST, entries, stage_caps=stage_caps)
 
 
 @dataclass(frozen=True)
