@@ -142,13 +142,10 @@ def test_a_single_recipe_is_planned_though_nothing_is_there(capsys):
 
 
 def test_a_model_of_another_shape_is_refused(capsys, tmp_path):
-    recipe = write_recipe(tmp_path)
-    content = yaml.safe_load(recipe.read_text())
+    recipe = write_recipe(tmp_path, {"stage2": {"model_family": "f2llm-v2-80m"}})
     assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
-    content["stages"]["stage2"]["model_family"] = "f2llm-v2-80m"
-    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
-    for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], ["--dry-run", "--output_dir", "x"]):
-        words = [str(tmp_path / "new") if word == "x" else word for word in words]
+    of_a_plan = ["--dry-run", "--output_dir", tmp_path / "new"]
+    for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], of_a_plan):
         error = error_of([recipe, *words], capsys)
         assert error.startswith("error: model ") and "is not f2llm-v2-80m: its vocab_size is 348, not 151936" in error
     assert not (tmp_path / "run/stage2/model").exists()

@@ -164,8 +164,7 @@ def test_checkpoints_without_the_optimizer_are_neither_resumed_from_nor_replaced
     (tmp_path / "run/checkpoint-3/scheduler.pt").unlink()
     for words in ([], ["--resume"]):
         line = error_of([stopped, *words], capsys)
-        assert "none of the checkpoints can be resumed from" in line
-        assert f"'model: {tmp_path / 'run/checkpoint-3'}'" in line
+        assert "none of the checkpoints can be resumed from" in line and "run/checkpoint-3'" in line
     assert (tmp_path / "run/checkpoint-3").exists() and not (tmp_path / "run/model").exists()
 
 

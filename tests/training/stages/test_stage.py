@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +12,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.recipes import NO_NEW_MODEL, error_of, write_recipe, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, state_of, write_recipe, write_single_stage
 from training.common.outputs import locked
-from training.common.run_folder import last_checkpoint
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
 
@@ -46,8 +46,7 @@ def test_both_stages_train_and_end_in_a_released_folder(finished):
     assert 0 <= result["tfidf"] <= 1
     assert result["model"] == str(finished / "run/stage2/model")
     # The loss falls; terms and sources are logged.
-    last = last_checkpoint(finished / "run/stage2")
-    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    history = state_of(finished / "run/stage2")["log_history"]
     training = [line for line in history if "loss" in line]
     assert training[-1]["loss"] < 0.5 * training[0]["loss"]
     logged = set().union(*training)
@@ -58,16 +57,18 @@ def test_both_stages_train_and_end_in_a_released_folder(finished):
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(finished, capsys):
-    def times():
-        return {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("*") if path.is_file()}
-
-    before = times()
-    assert "holds another run" in error_of([str(finished / "recipe.yaml")], capsys)
+    before = time.time_ns()
+    assert "holds another run" in error_of([finished / "recipe.yaml"], capsys)
     assert main([str(finished / "recipe.yaml"), "--resume"]) == 0
-    after = times()
+    written = [path for path in (finished / "run").rglob("*") if path.is_file() and path.stat().st_mtime_ns > before]
     # The finished model is evaluated again.
-    changed = {path.name for path in after if before.get(path) != after[path] and path.parent.name != "report"}
-    assert changed <= {"evaluation.json"}
+    assert {path.name for path in written if path.parent.name != "report"} <= {"evaluation.json"}
+
+
+def test_another_seed_gives_other_weights(finished, tmp_path):
+    assert main([str(write_recipe(tmp_path)), "--stage", "stage1", "--seed", "5"]) == 0
+    one, other = (load_file(folder / "run/stage1/model/model.safetensors") for folder in (finished, tmp_path))
+    assert (one["norm.weight"] != other["norm.weight"]).any()
 
 
 @pytest.mark.parametrize(
@@ -100,11 +101,7 @@ def _lay(path, content):
         ([], _lay("run/evaluation.json", '{"model": "another"}'), "holds the evaluation of another model"),
         (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
         (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
-        (
-            ["--num_hard_negatives_clustering", "0", "--task_types", "clustering"],
-            None,
-            "num_hard_negatives_clustering: 9",
-        ),
+        (["--num_hard_negatives_clustering", "0", "--task_types", "clustering"], None, "negatives_clustering: 9"),
         (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
         (["--stage", "stage9"], None, "no stage 'stage9'"),
         (["--builder", "osm"], None, "unknown builder 'osm'"),
@@ -200,12 +197,12 @@ def test_query_and_passage_are_enough(tmp_path, caplog):
     # The first file of a new user: no negatives, and no key about them.
     caplog.set_level("INFO")
     path = write_single_stage(tmp_path, num_hard_negatives_retrieval=None, max_steps=3)
-    source = tmp_path / "data" / "retrieval.parquet"
+    source = tmp_path / "data/retrieval.parquet"
     pq.write_table(pq.read_table(source, columns=["query", "passage"]), source)
     assert main([str(path)]) == 0
     assert "tiny_retrieval: no negative columns" in caplog.text
-    history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-    assert history[0]["loss_in_batch"] > 0 and history[0]["loss_hard"] == 0
+    first = state_of(tmp_path / "run")["log_history"][0]
+    assert first["loss_in_batch"] > 0 == first["loss_hard"]
 
 
 def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path):
@@ -222,19 +219,18 @@ def test_what_a_dry_run_made_in_the_output_folder_is_no_other_run(tmp_path):
     assert main([recipe]) == 0
 
 
+def results(folder):
+    return [json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation-stage2", "evaluation")]
+
+
 def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
     printed = capsys.readouterr().out
     assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
     folder = tmp_path / "runs/quickstart"
-    large, small = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation-stage2", "evaluation"))
-    assert list(large["accuracy"]) == ["128", "64", "32", "16", "8"] and list(small["accuracy"]) == [
-        "40",
-        "32",
-        "16",
-        "8",
-    ]
+    large, small = results(folder)
+    assert [" ".join(of["accuracy"]) for of in (large, small)] == ["128 64 32 16 8", "40 32 16 8"]
     assert large["pairs"] > 10000 and len(large["languages"]) > 200
     # The baseline does not depend on the training; it is the number that the README compares with.
     assert large["tfidf"] == pytest.approx(0.287, abs=0.002)
@@ -255,10 +251,7 @@ def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
 def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
-    large, small = (
-        json.loads((tmp_path / f"runs/quickstart/{name}.json").read_text())
-        for name in ("evaluation-stage2", "evaluation")
-    )
+    large, small = results(tmp_path / "runs/quickstart")
     accuracy = large["accuracy"]
     assert accuracy["128"] >= 1.4 * large["tfidf"] and accuracy["32"] >= 0.85 * accuracy["128"]
     assert small["accuracy"]["40"] >= 1.1 * small["tfidf"]
