@@ -99,15 +99,6 @@ def test_a_missing_optional_package_is_one_line(path):
         assert ended.returncode == 2 and line.startswith("error: this command needs") and "pip install" in line
 
 
-def test_another_command_puts_its_own_remedy_in_the_place():
-    error = OutputError("there: holds another run", "add --resume")
-    assert str(error) == "there: holds another run; add --resume" and error.what == "there: holds another run"
-    other = error.advising("give another --output")
-    assert str(other) == "there: holds another run; give another --output" and type(other) is OutputError
-    # A remedy that is the same everywhere stays.
-    assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"
-
-
 @pytest.mark.parametrize("error", [UserError("a", "b"), InterruptedTrainingError("a", "b", signal.SIGTERM)])
 def test_errors_come_out_of_other_processes_as_they_are(error):
     back = pickle.loads(pickle.dumps(error))
@@ -121,3 +112,5 @@ def test_a_command_that_runs_recipes_does_not_advise_options_of_theirs(tmp_path,
     monkeypatch.setattr(claims, "run_stage", refuse)
     with refuses("run: the recipe changed; mend or undo that, or give another --output"):
         claims.run_seed(write_recipe(tmp_path), 0, tmp_path, tmp_path / "data/manifest.yaml", None)
+    # A remedy that is the same everywhere stays.
+    assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"

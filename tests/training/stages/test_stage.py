@@ -122,19 +122,10 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, exp
     assert not (tmp_path / "run/stage1/model").exists()
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"hidden_size": "abc"}, "hidden_size"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"family": "f2llm-v2-9b"}, "f2llm-v2-8b"),
-    ],
-)
-def test_an_impossible_shape_is_refused(tmp_path, capsys, fields, expected):
-    assert expected in error_of([write_single_stage(tmp_path, model_config=fields)], capsys)
-
-
-def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path):
+def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path, capsys):
+    for key, value in {"hidden_size": "abc", "num_key_value_heads": 3, "family": "f2llm-v2-9b"}.items():
+        error = error_of([write_single_stage(tmp_path, model_config={key: value})], capsys)
+        assert {"family": "f2llm-v2-8b"}.get(key, key) in error
     recipe = str(write_single_stage(tmp_path, max_steps=1))
     assert main([recipe, "--matryoshka_min_dim", "64"]) == 2
     assert main([recipe, "--lr_scheduler_type", "cosine_with_min_lr"]) == 2
@@ -178,7 +169,7 @@ def test_bad_rows_that_are_put_aside_are_counted(tmp_path, capsys, caplog):
     for words in ([], again):
         caplog.clear()
         assert main([str(recipe), *words]) == 0
-        assert "source 'tiny_retrieval': 3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null)" in caplog.text
+        assert "3 of 80 rows (3.8%) were put aside (2 is empty, 1 is null)" in caplog.text
     pq.write_table(pa.table({**columns, "query": [""] * 80}), path)
     keys = {"model": str(tmp_path / "run/model"), **NO_NEW_MODEL, "on_bad_row": "quarantine"}
     recipe = write_single_stage(tmp_path / "none", **keys)
