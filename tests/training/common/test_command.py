@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.recipes import write_recipe
 from training.common.command import run_command
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError
 from training.common.executor import SubmittedError
-from training.examples import claims
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -105,12 +103,10 @@ def test_errors_come_out_of_other_processes_as_they_are(error):
     assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
 
 
-def test_a_command_that_runs_recipes_does_not_advise_options_of_theirs(tmp_path, monkeypatch, refuses):
-    def refuse(stage, resume):
-        raise OutputError("run: the recipe changed", "add --accept-changes to go on regardless")
-
-    monkeypatch.setattr(claims, "run_stage", refuse)
-    with refuses("run: the recipe changed; mend or undo that, or give another --output"):
-        claims.run_seed(write_recipe(tmp_path), 0, tmp_path, tmp_path / "data/manifest.yaml", None)
+def test_another_command_puts_its_own_remedy_in_the_place():
+    error = OutputError("there: holds another run", "add --resume")
+    assert str(error) == "there: holds another run; add --resume" and error.what == "there: holds another run"
+    other = error.advising("give another --output")
+    assert str(other) == "there: holds another run; give another --output" and type(other) is OutputError
     # A remedy that is the same everywhere stays.
     assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"

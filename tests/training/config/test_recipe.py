@@ -118,19 +118,14 @@ def test_bad_command_line(refuses, words, parts):
         command_line_overrides(words.split())
 
 
-def test_overrides_replace_keys_of_every_stage(write, read):
+def test_overrides_replace_keys_of_every_stage_and_move_all(write, read):
     arguments = read({"seed": 1, "sources": ["x"]}, "--seed", "9", "--sources", "a", "b")
     assert (arguments.seed, arguments.sources) == (9, ["a", "b"])
-    path = write({"seed": 1, "stages": {"a": {"seed": 2, "cap": 3}, "b": {"model": "a"}}})
-    stages = load_recipe(path, {"seed": "9", "cap": "4"}).stages
-    assert [(stage.arguments.seed, stage.arguments.cap) for stage in stages] == [(9, 4), (9, 4)]
-
-
-def test_overridden_output_dir_moves_all_stages(write):
-    path = write({"stages": {"a": {}, "b": {"model": "a"}, "c": {"model": "b", "output_dir": "elsewhere"}}})
-    stages = load_recipe(path, {"output_dir": "other"}).stages
-    assert [stage.arguments.output_dir for stage in stages] == ["other/a", "other/b", "elsewhere"]
-    assert [stage.arguments.model for stage in stages] == ["some/model", "other/a/model", "other/b/model"]
+    stages = {"a": {"seed": 2, "cap": 3}, "b": {"model": "a"}, "c": {"model": "b", "output_dir": "elsewhere"}}
+    loaded = load_recipe(write({"seed": 1, "stages": stages}), {"seed": "9", "cap": "4", "output_dir": "other"})
+    found = [(of.seed, of.cap, of.output_dir, of.model) for of in (stage.arguments for stage in loaded.stages)]
+    places = [("other/a", "some/model"), ("other/b", "other/a/model"), ("elsewhere", "other/b/model")]
+    assert found == [(9, 4, *place) for place in places]
     # The recipe itself may lack it.
     for keys in ({"model": "m"}, {"model": "m", "stages": {"a": {}}}):
         assert only_stage(load_recipe(write(keys, base={}), {"output_dir": "x"})).output_dir.startswith("x")
@@ -171,7 +166,6 @@ def test_faulty_recipe(write, refuses, keys, parts):
     [
         ("learning_rate", "fast", "'fast'"),
         ("learning_rate", [0.1, 0.2], "0.2"),
-        ("global_batch_size", "many", "'many'"),
         ("global_batch_size", 2.5, "'2.5'"),
         ("seed", 2**70, "at most"),
         ("seed", True, "'true'"),
@@ -179,7 +173,6 @@ def test_faulty_recipe(write, refuses, keys, parts):
         ("matryoshka_dimensions", [64, "x"], "'x'"),
         ("lora_target_modules", [], "at least one"),
         ("eval_strategy", "sometimes", "'sometimes'"),
-        ("lr_scheduler_type", "round", "'round'"),
         ("include_num_input_tokens_seen", "some", "some"),
         ("fsdp_config", "/nowhere.json", "/nowhere.json"),
     ],
