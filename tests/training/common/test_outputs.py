@@ -27,12 +27,10 @@ from training.common.outputs import (
 FORK = multiprocessing.get_context("fork")
 
 
-def _write(output, text, entered):
+def _hold(output, entered):
     with locked(output):
-        entered.put(text)
-        before = output.read_text() if output.exists() else ""
-        time.sleep(0.3)
-        output.write_text(before + text)
+        entered.put(None)
+        time.sleep(60)
 
 
 def _enter(output, times, together):
@@ -45,35 +43,26 @@ def _enter(output, times, together):
                 together.value += 1
 
 
-def _run(work, *arguments):
-    processes = [FORK.Process(target=work, args=each) for each in arguments]
+def test_commands_that_write_the_same_wait_for_one_another(tmp_path):
+    together = FORK.Value("i", 0)
+    processes = [FORK.Process(target=_enter, args=(tmp_path / "new/file", 100, together)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-
-
-def test_commands_that_write_the_same_wait_for_one_another(tmp_path):
-    output, entered = tmp_path / "new" / "file", FORK.Queue()
-    _run(_write, *((output, text, entered) for text in "abc"))
-    assert sorted(output.read_text()) == ["a", "b", "c"]
-    assert [path.name for path in output.parent.iterdir()] == ["file"]
-    together = FORK.Value("i", 0)
-    _run(_enter, *[(tmp_path / "a", 100, together)] * 4)
-    assert together.value == 0
+    assert [process.exitcode for process in processes] == [0] * 4 and together.value == 0
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_killed_command_keeps_nobody_waiting(tmp_path):
-    output, entered = tmp_path / "file", FORK.Queue()
-    killed = FORK.Process(target=_write, args=(output, "lost", entered))
+    entered = FORK.Queue()
+    killed = FORK.Process(target=_hold, args=(tmp_path / "file", entered))
     killed.start()
-    assert entered.get(timeout=30) == "lost"
+    entered.get(timeout=30)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join(30)
-    # Not the same queue: the killed process may have held its lock.
-    _write(output, "kept", FORK.Queue())
-    assert output.read_text() == "kept"
+    with locked(tmp_path / "file", busy="is written"):
+        pass
 
 
 def test_an_output_that_cannot_be_written_or_is_being_written_is_refused(tmp_path):
