@@ -64,10 +64,8 @@ def write_recipe(folder, more=None, **keys):
         **{"output_dir": str(folder / "run"), "manifest": str(manifest), **SMALL, "global_batch_size": 16},
         **{"num_train_epochs": 2, "logging_steps": 5, "eval_strategy": "epoch", "save_steps": 3},
     }
-    model = {
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
-    }
+    model = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    model |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     stage1 = {"tokenizer": "train", "tokenizer_vocab_size": 400, "model_config": model}
     stage1 |= {"task_types": ["retrieval"], "instructions": False}
     stages = {"stage1": stage1, "stage2": {"model": "stage1", "evaluation_pairs": str(pairs)}}
@@ -93,10 +91,8 @@ def recipe_writer(folder):
     def write(keys, name="recipe.yaml", base=ONE_STAGE):
         path = folder / name
         path.parent.mkdir(exist_ok=True, parents=True)
-        dump = yaml.safe_dump
-        path.write_text(
-            (dump(base) if base else "") + keys if isinstance(keys, str) else dump({**base, **keys}, sort_keys=False)
-        )
+        own, text = ({}, keys) if isinstance(keys, str) else (keys, "")
+        path.write_text(yaml.safe_dump({**base, **own}, sort_keys=False) + text)
         return path
 
     return write

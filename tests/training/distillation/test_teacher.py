@@ -223,24 +223,11 @@ def test_a_tokenizer_that_cannot_pad(folder, refuses):
 
 
 @pytest.mark.parametrize(("lost", "matters"), [("encoder.layer.0.output.dense.weight", True), ("pooler.", False)])
-@pytest.mark.parametrize("layout", ["plain", "modules", "subfolder"])
-def test_weights_that_are_missing_are_refused_where_they_matter(saved, folder, refuses, layout, lost, matters):
-    if layout == "plain":
-        folder = folder / "bert"
-    weights_in = folder
-    if layout == "subfolder":
-        # As sentence-transformers saved models before.
-        described = json.loads((folder / "modules.json").read_text())
-        described[0]["path"] = "0_Transformer"
-        (folder / "modules.json").write_text(json.dumps(described))
-        weights_in = folder / "0_Transformer"
-        weights_in.mkdir()
-        for path in [each for each in folder.iterdir() if each.is_file() and each.name != "modules.json"]:
-            path.rename(weights_in / path.name)
-    weights = load_file(weights_in / "model.safetensors")
+def test_weights_that_are_missing_are_refused_where_they_matter(saved, folder, refuses, lost, matters):
+    weights = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lost)}
     assert len(kept) < len(weights)
-    save_file(kept, weights_in / "model.safetensors", metadata={"format": "pt"})
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     if matters:
         with refuses("key 'teacher'", folder, f"lack 0.{lost}"):
             load_text_teacher(str(folder))

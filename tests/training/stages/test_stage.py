@@ -85,41 +85,39 @@ def test_a_training_that_diverges_stops_and_saves_nothing_broken(tmp_path, capsy
         assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
 
 
-def _lay(path, content):
-    def lay(folder):
-        (folder / path).parent.mkdir(parents=True)
-        (folder / path).write_text(content)
-
-    return lay
-
-
 @pytest.mark.parametrize(
-    ("words", "damage", "expected"),
+    ("words", "expected"),
     [
-        ([], lambda folder: (folder / "data/retrieval.parquet").unlink(), "no file matches"),
-        ([], _lay("run/stage1/thesis.txt", "mine"), "holds something else"),
-        ([], _lay("run/evaluation.json", '{"model": "another"}'), "holds the evaluation of another model"),
-        (["--matryoshka_dimensions", "64", "8"], None, "do not fit a model of 32 dimensions"),
-        (["--num_hard_negatives_retrieval", "9"], None, "write 'num_hard_negatives_retrieval: 4'"),
-        (["--num_hard_negatives_clustering", "0", "--task_types", "clustering"], None, "negatives_clustering: 9"),
-        (["--tokenizer", "/nowhere/at/all"], None, "tokenizer '/nowhere/at/all'"),
-        (["--stage", "stage9"], None, "no stage 'stage9'"),
-        (["--builder", "osm"], None, "unknown builder 'osm'"),
-        (["--builder", "cldr", "--builder_options", '{"names": 3}'], None, "unknown key 'names'"),
-        (["--attn_implementation", "torch_varlen"], None, "torch_varlen"),
-        (["--stage", "stage2"], None, "stage1/model"),
-        (["--evaluation_pairs", "/nowhere.parquet"], None, "/nowhere.parquet"),
-        (["--lr_scheduler_type", "cosine_with_min_lr"], None, "cannot be set up"),
-        (["--optim", "adamw_bnb_8bit"], None, "cannot be set up"),
+        ("--matryoshka_dimensions 64 8", "do not fit a model of 32 dimensions"),
+        ("--num_hard_negatives_retrieval 9", "write 'num_hard_negatives_retrieval: 4'"),
+        ("--num_hard_negatives_clustering 0 --task_types clustering", "num_hard_negatives_clustering: 9"),
+        ("--tokenizer /nowhere/at/all", "tokenizer '/nowhere/at/all'"),
+        ("--stage stage9", "no stage 'stage9'"),
+        ("--builder osm", "unknown builder 'osm'"),
+        ('--builder cldr --builder_options {"names":3}', "unknown key 'names'"),
+        ("--attn_implementation torch_varlen", "torch_varlen"),
+        ("--stage stage2", "stage1/model"),
+        ("--evaluation_pairs /nowhere.parquet", "/nowhere.parquet"),
+        ("--lr_scheduler_type cosine_with_min_lr", "cannot be set up"),
+        ("--optim adamw_bnb_8bit", "cannot be set up"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, damage, expected):
-    recipe = write_recipe(tmp_path)
-    if damage is not None:
-        damage(tmp_path)
-    error = error_of([recipe, *words], capsys)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, words, expected):
+    error = error_of([write_recipe(tmp_path), *words.split()], capsys)
     assert error.startswith("error: ") and expected in error
     assert not (tmp_path / "run/stage1/model").exists()
+
+
+def test_folders_that_lack_or_hold_something_else(tmp_path, capsys):
+    recipe, data = write_recipe(tmp_path), tmp_path / "data/retrieval.parquet"
+    files = {"evaluation.json": "holds the evaluation of another model", "stage1/thesis": "holds something else"}
+    for name, expected in files.items():
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text('{"model": "another"}')
+        assert expected in error_of([recipe], capsys)
+        (tmp_path / "run" / name).unlink()
+    data.unlink()
+    assert "no file matches" in error_of([recipe], capsys)
 
 
 def test_a_faulty_recipe_can_be_corrected_and_run_again(tmp_path, capsys):
