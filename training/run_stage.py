@@ -87,7 +87,7 @@ def _run(words: list[str]) -> None:
 
 def _uploads(stage: Stage) -> Uploads | None:
     repo, run = stage.arguments.push_checkpoints, Path(stage.arguments.output_dir)
-    if not repo or stage.arguments.prunes or not stage.arguments.should_save:
+    if not repo or stage.arguments.prunes or stage.arguments.process_index:
         return None
     # The Hub client and the cards are loaded only by runs that upload.
     from training.publishing.hub.callback import check_uploads, push_callback, push_pending

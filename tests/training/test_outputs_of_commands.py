@@ -86,7 +86,7 @@ READ, FOREIGN = "which is read", "which this command did not write"
         (prepare, "--manifest {data}/manifest.yaml --tokenizer {model} --output {data}", READ),
         (prepare, "--manifest {data}/manifest.yaml --tokenizer {model} --output {model}", "is read"),
         (release, "--manifest {data}/manifest.yaml --output {data}", READ),
-        (release, "--manifest {data}/manifest.yaml --output {other}", "is no release"),
+        (release, "--manifest {data}/manifest.yaml --output {other}", "is not this release"),
         (merge, "{model} {model} --output {model}", "is read"),
         (merge, "{model} {model} --output {model}/soup", READ),
         (merge, "{model} {model} --output {other}", "holds something else"),

@@ -16,13 +16,16 @@ from typing import Any
 from training.common.errors import InterruptedTrainingError, StoppedError, UserError, in_one_line, lost_contact
 
 _QUIET = ("faiss", "gguf", "httpx", "httpx2", "mteb", "sentence_transformers")
-# Names of variables and keys that hold secrets, and text that looks like one: a Hub token, the login in a URL (as in
-# proxy addresses), the signature of a URL.
+# Environment variables that may hold secrets, and text that may be one: a Hub token, the login in a URL (as in proxy
+# addresses), the signature of a URL. A report loses nothing by too many.
+_SECRET_VARIABLE = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"hf_\w{8,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
+# Names of keys that hold a secret, and values that are one: a Hub token, user and password in a URL.
 SECRET_NAME = re.compile(
     r"(^|_)(api|access|auth|hub|hf|bearer|secret)_?(token|key)$|(^|_)(token|password|passwd|secret|credentials?)$",
     re.IGNORECASE,
 )
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=://)[^\s/@]+(?=@)|(?<=[Ss]ignature=)[^\s&'\"]+")
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")
 
 
 def command_parser(name: str, doc: str, **options: Any) -> argparse.ArgumentParser:
@@ -101,16 +104,19 @@ def _saved_traceback(error: Exception) -> str:
     """Return the path of a new file with the traceback, readable by the user only."""
     text = _without_secrets("".join(traceback.format_exception(error)))
     options = {"prefix": "f2llm-traceback-", "suffix": ".txt", "delete": False, "encoding": "utf-8"}
-    with tempfile.NamedTemporaryFile("w", errors="backslashreplace", **options) as file:
-        file.write(text)
+    try:
+        with tempfile.NamedTemporaryFile("w", errors="backslashreplace", **options) as file:
+            file.write(text)
+    except OSError as reason:
+        return f"not saved ({reason})"
     return file.name
 
 
 def _without_secrets(text: str) -> str:
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) > 5:
+        if _SECRET_VARIABLE.search(name) and len(value) > 5:
             text = text.replace(value, f"<{name}>")
-    return SECRET.sub("<token>", text)
+    return _SECRET_TEXT.sub("<token>", text)
 
 
 def size(number: float) -> str:

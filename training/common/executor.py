@@ -54,6 +54,10 @@ def read_executor(value: str | None) -> Executor | None:
         raise UserError(f"executor: there is no {name!r}; use one of {', '.join(_NAMES)}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UserError(f"executor: workers must be a positive number, got {workers!r}")
+    # A run copies its recipe to where others may read it.
+    if secret := sorted({"token", "secrets"} & options.keys()):
+        remedy = "take it out, and log in with `hf auth login`: jobs get that token"
+        raise UserError(f"executor: {secret[0]!r} would be copied to the run's folder; {remedy}")
     if options and name == "local":
         raise UserError(f"executor 'local' takes workers only, not {', '.join(options)}; take that out")
     return Executor(name, workers, options)

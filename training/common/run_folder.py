@@ -73,8 +73,11 @@ def missing_part(checkpoint: Path) -> str | None:
     for name, others in _NEEDED.items():
         if not any(any(checkpoint.glob(each)) for each in (name, *others)):
             return name
-    index = checkpoint / "model.safetensors.index.json"
-    shards = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()} if index.is_file() else ()
+    shards: set[str] = set()
+    # Most checkpoints have no index; loading reports a damaged one.
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        index = json.loads((checkpoint / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        shards = {*index["weight_map"].values()}
     return next((name for name in sorted(shards) if not (checkpoint / name).is_file()), None)
 
 

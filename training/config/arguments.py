@@ -145,7 +145,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     early_stopping_threshold: float = running(0.0, "What a change must exceed to be an improvement.", least=0)
 
     # Hub and planning
-    push_checkpoints: str | None = machine(None, "Hub repository, ORG/NAME, that gets every checkpoint as a revision.")
+    push_checkpoints: str | None = machine(None, "Hub repository for every checkpoint; create it first if private.")
     planned_text_tokens: int = machine(128, "Mean tokens of a text that --dry-run assumes for remote data.", least=1)
 
     # Keys of transformers with another default, or of a type that HfArgumentParser reads only in part.
@@ -188,6 +188,8 @@ class StageArguments(LoraArguments, TrainingArguments):
         # A text alone is a pattern or 'all-linear'.
         if len(self.optim_target_modules or ()) == 1:
             (self.optim_target_modules,) = self.optim_target_modules
+        if self.trackio_static_space_id == "false":
+            self.trackio_static_space_id = False
         if self.use_liger_kernel or self.liger_kernel_config is not None:
             # Liger's default replaces the forward pass of a language model by one that computes its loss.
             self.liger_kernel_config = {"fused_linear_cross_entropy": False, **self.mapping("liger_kernel_config")}
@@ -204,7 +206,10 @@ class StageArguments(LoraArguments, TrainingArguments):
             raise UserError(f"key 'greater_is_better': {what}; give '{str(greater).lower()}' or take the key out")
         self.greater_is_better = greater
         if follows:
-            self.lr_scheduler_kwargs = {**self.mapping("lr_scheduler_kwargs"), "mode": "max" if greater else "min"}
+            mode, given = "max" if greater else "min", self.mapping("lr_scheduler_kwargs")
+            if given.get("mode", mode) != mode:
+                raise UserError(f"key 'lr_scheduler_kwargs': {metric!r} wants 'mode: {mode}'; give that or take it out")
+            self.lr_scheduler_kwargs = {**given, "mode": mode}
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return a copy of the value of a key that holds a mapping, which a recipe gives as JSON."""
@@ -231,6 +236,11 @@ class StageArguments(LoraArguments, TrainingArguments):
     def prunes(self) -> bool:
         """Whether the stage cuts a model instead of training one."""
         return self.prune_to is not None or self.trim_vocabulary
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the stage needs its teacher: with a ``distillation_weight`` of 0 it learns nothing from one."""
+        return self.teacher is not None and not self.prunes and self.distillation_weight > 0
 
     @property
     def draws_dropout(self) -> bool:
@@ -327,7 +337,7 @@ _INSTEAD = {
     "per_device_|gradient_acc|auto_find|torch_empty": "give 'global_batch_size', the rows over all processes, and "
     "'max_tokens_per_forward', what is encoded at once",
     "hub_token": "set the variable HF_TOKEN or run 'hf auth login'",
-    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME', and publish the finished model by training/publish.py",
+    "push_to_hub|hub_": "give 'push_checkpoints: ORG/NAME' (create it first if private), or use training/publish.py",
     "torch_compile": "give 'compile: true'",
     "resume_|ignore_data|restore_": "add --resume to the command, or give 'model: FOLDER' to start from a checkpoint",
     "data_seed|dataloader_(drop|in_)|length_|train_sampling": "give 'seed', which decides the order of the batches",

@@ -43,11 +43,14 @@ _MAPPINGS = ("model_config", "builder_options", "source_caps", "prune_to", "acti
 
 
 def check_ranges(args: Any) -> None:
-    """Refuse values outside of the range or the choices of their key."""
+    """Refuse values outside of the range or the choices of their key, and numbers that are not finite."""
     for each in fields(args):
         value, rules = getattr(args, each.name), _RANGES.get(each.name, each.metadata.get("rules", {}))
         if value is None:
             continue
+        # With an infinite max_grad_norm, gradients are only measured.
+        if isinstance(value, float) and not (math.isfinite(value) or (value, each.name) == (math.inf, "max_grad_norm")):
+            raise UserError(f"key {each.name!r} must be a finite number, got {value}")
         for rule, holds, words in _LIMITS:
             if rule in rules and not holds(value, rules[rule]):
                 raise UserError(f"key {each.name!r} must be {words} {rules[rule]}, got {value}")

@@ -268,7 +268,11 @@ def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
     found = []
     for key in ("model", "teacher", "tokenizer", "importance"):
         name = getattr(stage.arguments, key)
-        if name is None or (key, name) == ("tokenizer", "train") or (key == "teacher" and stage.arguments.prunes):
+        if (
+            name is None
+            or (key, name) == ("tokenizer", "train")
+            or (key == "teacher" and not stage.arguments.learns_from_teacher)
+        ):
             continue
         path = _path_of(key, name)
         maker = None if path.exists() else next(_makers(recipe, stage, path), None)

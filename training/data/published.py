@@ -160,9 +160,9 @@ class PublishedFile:
         if there < negatives:
             what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
             remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
-            raise UserError(
-                f"{what}; {remedy}, leave the source out, or add columns (training/mine.py finds negatives)"
-            )
+            if there == 0 and task_type != "retrieval":
+                remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
+            raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)

@@ -28,11 +28,6 @@ logger = logging.getLogger("training")
 PROJECTION_STATE, PROJECTION_WEIGHT = "projection.pt", "projection.safetensors"
 
 
-def learns_from_teacher(args: StageArguments) -> bool:
-    """Return whether a stage needs its teacher: with a ``distillation_weight`` of 0 it learns nothing from one."""
-    return args.teacher is not None and args.distillation_weight > 0
-
-
 @dataclass(frozen=True)
 class TeacherChoice:
     """A teacher that fits the student, before its weights are needed."""
@@ -42,6 +37,12 @@ class TeacherChoice:
     by_text: TextTeacher | None = None  # already loaded, if it is given texts and not the student's token ids
 
 
+def is_given_texts(args: StageArguments, teacher: ModelRef | None, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the stage's teacher is given texts and not the student's ids; None: not here, taken for Qwen3."""
+    own_format = (args.teacher_query_template, args.teacher_document_template) != (None, None)
+    return own_format or (teacher is not None and not reads_tokens_of(teacher, tokenizer))
+
+
 def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, student_width: int) -> TeacherChoice:
     """Find out how the stage's teacher reads, and whether its width fits the student's.
 
@@ -49,8 +50,7 @@ def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, st
     with its own text format, is given the texts.
     """
     ref = resolve(args.teacher, KEY)
-    own_format = (args.teacher_query_template, args.teacher_document_template) != (None, None)
-    if not own_format and reads_tokens_of(ref, tokenizer):
+    if not is_given_texts(args, ref, tokenizer):
         choice = TeacherChoice(ref, _width_in_config(ref, args.max_length))
     else:
         teacher = load_text_teacher(ref, args.text_format, device="cpu")

@@ -248,8 +248,8 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
     )
     if miner.max_length is not None:
         if model.max_seq_length is not None and miner.max_length > model.max_seq_length:
-            raise UserError(
-                f"--max-length {miner.max_length}: {miner.model} reads {model.max_seq_length} tokens at most"
-            )
+            most = model.max_seq_length
+            what = f"--max-length {miner.max_length}: {miner.model} reads {most} tokens at most"
+            raise UserError(f"{what}; give --max-length {most}")
         model.max_seq_length = miner.max_length
     return model

@@ -20,15 +20,22 @@ from training.config.arguments import StageArguments
 from training.config.recipe import Input, Recipe, Stage, find_inputs, made_by, missing_error
 from training.data.manifest import Source
 from training.data.prepared import PreparedSource
-from training.distillation.distillation import learns_from_teacher
+from training.distillation.distillation import is_given_texts
 from training.evaluation.pairs import load_stage_pairs
 from training.models.adapters import adapter_config
 from training.models.model_folder import count_parameters, forward_flops, user_error
-from training.models.model_ref import base_of
+from training.models.model_ref import ModelRef, base_of
 from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
 from training.pruning.plan import pruned_config
-from training.stages.setup import check_max_length, make_config, make_tokenizer, prepare_sources, read_sources
+from training.stages.setup import (
+    check_max_length,
+    find_models,
+    make_config,
+    make_tokenizer,
+    prepare_sources,
+    read_sources,
+)
 
 
 def device_overrides() -> dict[str, bool]:
@@ -96,7 +103,7 @@ def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Seq
 
 def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> F2LLMConfig | None:
     """Return the shape of a stage's teacher; None without one, or for another architecture, which is not counted."""
-    if not learns_from_teacher(args):
+    if not args.learns_from_teacher:
         return None
     if str(args.teacher) in earlier:
         return earlier[str(args.teacher)].config
@@ -159,6 +166,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     args = stage.arguments
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
+        find_models(args)
         if args.prunes:
             return _plan_pruning(stage, earlier, inputs)
         away = why_not_local(args)
@@ -168,7 +176,10 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         args.train_dims(origin.config.hidden_size)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
-            data = _counted(args, prepare_sources(stage, selected, origin.tokenizer))
+            there = any(each.key == "teacher" and not each.missing for each in inputs)
+            ref = ModelRef(args.teacher, args.teacher) if there else None
+            keep_texts = args.learns_from_teacher and is_given_texts(args, ref, origin.tokenizer)
+            data = _counted(args, prepare_sources(stage, selected, origin.tokenizer, keep_texts))
         else:
             data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")
     if measure and data.prepared is None:

@@ -51,8 +51,18 @@ def write_evaluation(
     folders = [given] if given else [state.run, state.run.absolute().parent]
     others = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{SCORES}"))]
     places = [given] if given else [*(folder / "report" for folder in folders), *others]
-    found = (load_evaluation(place, missing_ok=True) for place in places)
-    evaluation = next((each for each in found if any(record.identity == identity for record in each.models)), None)
+    evaluation = None
+    for place in places:
+        try:
+            found = load_evaluation(place, missing_ok=True)
+        except UserError as error:
+            if given:
+                raise
+            logger.warning("%s", error)
+            continue
+        if any(record.identity == identity for record in found.models):
+            evaluation = found
+            break
     how = f"evaluate {state.folder} and give the output as --evaluation"
     if evaluation is not None:
         _public(evaluation, identity, state, stages, name).save(output / EVALUATION)

@@ -17,7 +17,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.executor import read_executor
 from training.common.outputs import locked, new_folder
-from training.common.run_folder import FINAL_MODEL, numbered_checkpoints
+from training.common.run_folder import FINAL_MODEL, RECIPE, numbered_checkpoints
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.builders import build
@@ -25,7 +25,7 @@ from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import PreparedSource, put_aside, sources_table
-from training.distillation.distillation import Distillation, inspect_teacher, learns_from_teacher, make_distillation
+from training.distillation.distillation import Distillation, inspect_teacher, make_distillation
 from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sample_pairs
 from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
@@ -43,10 +43,19 @@ _TOKENIZER_ROWS = 4
 _TOKENS_AT_ONCE = 8192
 
 
+def find_models(args: StageArguments) -> None:
+    """Replace the folder of a finished run by that of its model, in the keys that name models."""
+    for key in ("model", "teacher", "tokenizer"):
+        run = Path(getattr(args, key) or "")
+        if run.name and (run / RECIPE).is_file() and (run / FINAL_MODEL).is_dir():
+            setattr(args, key, str(run / FINAL_MODEL))
+
+
 def set_up(stage: Stage) -> F2LLMTrainer:
     """Do all that can fail before the first step, what is cheap first."""
     args = stage.arguments
     set_seed(args.seed)
+    find_models(args)
     all_sources, sources = read_sources(args)
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
@@ -54,7 +63,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    teacher = inspect_teacher(args, tokenizer, width) if learns_from_teacher(args) else None
+    teacher = inspect_teacher(args, tokenizer, width) if args.learns_from_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
@@ -139,7 +148,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
     Preparation refuses files without them.
     """
-    for source in sources if not (args.prunes or learns_from_teacher(args)) else ():
+    for source in sources if not (args.prunes or args.learns_from_teacher) else ():
         kind = source.task_type
         if kind != "retrieval" and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
@@ -152,7 +161,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
 
 def warn_of_single_rows(args: StageArguments, sources: Sequence[PreparedSource]) -> None:
     """Warn of retrieval sources some of whose batches have one row and no hard negative."""
-    silent = args.prunes or learns_from_teacher(args) or args.process_index != 0
+    silent = args.prunes or args.learns_from_teacher or args.process_index != 0
     for source in sources if not silent else ():
         rows = len(source.rows["train"])
         batches = -(-rows // args.global_batch_size)
@@ -228,7 +237,11 @@ def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None)
         token_fields = {"vocab_size": args.tokenizer_vocab_size, **dict(zip(ids, (0, 0, 1), strict=True))}
     with user_error(f"model {args.model or 'of model_config'!r} cannot be used"):
         if args.model is not None:
-            config = F2LLMConfig.from_pretrained(base_of(args.model))
+            base = Path(base_of(args.model))
+            # transformers takes default values for a folder without it.
+            if base.is_dir() and not (base / "config.json").is_file():
+                raise ValueError(f"{base} has no config.json")
+            config = F2LLMConfig.from_pretrained(base)
         else:
             fields = {**token_fields, **args.mapping("model_config")}
             family = fields.pop("family", None)

@@ -40,7 +40,7 @@ from training.pruning.plan import make_plan, pruned_config
 from training.pruning.pruning import apply_plan
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
-from training.stages.setup import make_model, make_tokenizer, prepare_sources, read_sources, set_up
+from training.stages.setup import find_models, make_model, make_tokenizer, prepare_sources, read_sources, set_up
 from training.trainer.saving import GO_ON, checkpoint_to_resume, writing
 from training.trainer.stopping import Interruption
 from training.trainer.trainer import F2LLMTrainer
@@ -59,7 +59,7 @@ class Uploads(NamedTuple):
     """How checkpoints are uploaded. The command passes it in, so that training does not import publishing."""
 
     start: Callable[[Interruption], Any]  # makes a callback; its `end(hurry)` waits for the uploads, or some seconds
-    push_waiting: Callable[[], None]  # uploads the checkpoints of an earlier training that still wait
+    push_pending: Callable[[], None]  # uploads the checkpoints that an earlier training left in the queue
 
 
 def run_recipe(
@@ -106,7 +106,7 @@ def run_stage(
         what = f"stage {stage.name!r}: one process drives one device, of which there are {args.n_gpu}"
         raise UserError(f"{what}; start with 'accelerate launch', or set CUDA_VISIBLE_DEVICES to one")
     _check_paths(args)
-    output_dir, uploads = final.parent, uploads if args.should_save and not args.prunes else None
+    output_dir, uploads = final.parent, None if args.prunes else uploads
     with _alone(args, final):
         output_dir.mkdir(parents=True, exist_ok=True)
         # The first process makes what the others then find.
@@ -116,7 +116,7 @@ def run_stage(
             changed = _check_run(output_dir, stage, resume, accept_changes)
             if _is_finished(stage, final):
                 if uploads is not None:
-                    uploads.push_waiting()
+                    uploads.push_pending()
                 return final
             for line in unread_keys(args, stage.keys) if args.process_index == 0 else ():
                 logger.warning("stage %r: %s", stage.name, line)
@@ -277,6 +277,7 @@ def prune_stage(stage: Stage) -> None:
     ``pruning.yaml`` (what of the model stayed) and, if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
     """
     args = stage.arguments
+    find_models(args)
     needs_data = args.trim_vocabulary or (args.prune_to is not None and args.importance is None)
     all_sources, selected = read_sources(args) if needs_data else ([], [])
     tokenizer = make_tokenizer(args, all_sources)
@@ -319,7 +320,7 @@ def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSourc
         with writing(f"{output_dir}: the importance", output_dir):
             importance.save(output_dir / IMPORTANCE_FILE)
     else:
-        importance = Importance.load(Path(args.importance), model.config, digest.hexdigest())
+        importance = Importance.load(Path(args.importance), digest.hexdigest())
     plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
     plan.save(output_dir / _PLAN)
     return apply_plan(model, target, plan)

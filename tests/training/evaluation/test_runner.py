@@ -121,7 +121,7 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
         (["MODEL"], "nothing to evaluate on"),
         (["MODEL", "--local", "PAIRS", "--max-length", "0"], "--max-length must be at least 1"),
         (["MODEL", "--local", "PAIRS", "--compare", "MODEL", "other"], "--compare 'other' is unknown; there are"),
-        (["MODEL", "--local", "PAIRS", "--output", "PAIRS"], "pairs.parquet: is read"),
+        (["MODEL", "--local", "PAIRS", "--output", "PAIRS"], "pairs.parquet: is a file"),
         (["MODEL", "--local", "PAIRS", "PAIRS"], "two tasks are called PairsRetrieval"),
         (["MODEL", "--local", "PAIRS", "--manifest", "none.yaml"], "none.yaml"),
         # A fault in a further model costs nothing that comes first.

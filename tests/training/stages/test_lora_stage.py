@@ -12,7 +12,6 @@ from sentence_transformers import SentenceTransformer
 from tests.training.distributed_recipe import save_model
 from tests.training.recipes import NO_NEW_MODEL, error_of, rewind, write_single_stage
 from training.common.run_folder import numbered_checkpoints, step_of
-from training.merge import main as merge
 from training.models.adapters import ADAPTER_WEIGHTS
 from training.models.model_ref import find_adapter
 from training.run_stage import main
@@ -94,17 +93,3 @@ def test_the_plan_says_what_is_trained(tmp_path, base, capsys):
     assert main([str(write(tmp_path, base)), "--dry-run", "--measure"]) == 0
     assert "frozen; " in capsys.readouterr().out
     assert "'query'" in error_of([write(tmp_path, base, lora_target_modules=["query"]), "--dry-run"], capsys)
-
-
-def test_a_merge_into_another_base_is_refused(tmp_path, trained, base, tiny_config, tiny_tokenizer, capsys):
-    moved = shutil.copytree(base, tmp_path / "moved")
-    save_model(tmp_path / "other", tiny_config, tiny_tokenizer, seed=7)
-    save_model(tmp_path / "narrow", tiny_config, tiny_tokenizer, hidden_size=16, matryoshka_dimensions=[16])
-    for model, words, part in (
-        (trained / "model", [tmp_path / "other"], f"was trained on {base}"),
-        (trained / "model", [tmp_path / "narrow", "--accept-other-base"], "does not fit"),
-        (base, [base], "no adapter"),
-    ):
-        assert merge([*map(str, (model, "--output", tmp_path / "merged", "--base", *words))]) == 2
-        assert part in capsys.readouterr().err and not (tmp_path / "merged").exists()
-    assert merge([str(trained / "model"), "--output", str(tmp_path / "merged"), "--base", str(moved)]) == 0

@@ -98,6 +98,6 @@ def test_preparing_and_mining_refuse_more_than_the_model_reads(start, tmp_path, 
     assert prepare_command([*words, "--max-length", "513"]) == 2
     error = capsys.readouterr().err
     assert "--max-length 513 is more than the 512 tokens" in error and "give --max-length 512" in error
-    with refuses("--max-length 513", "512 tokens", "give --max-length 512"):
+    with refuses("--max-length 513", "512 tokens"):
         find_miner(str(start), max_length=513).embed_passages(["a"])
     assert find_miner(str(start), max_length=512).embed_passages(["a"]).shape == (1, 32)

@@ -72,6 +72,8 @@ def prepare(
         if same:
             what = "in %d of %d rows the query is the passage in some spelling; these teach next to nothing"
             logger.warning(f"source %r: {what}", source.name, same, rows)
+        if source.num_negatives == 0 and source.task_type == "retrieval":
+            logger.info("%s: no negative columns: rows learn only from the other passages of their batch", source.name)
     return prepared
 
 

@@ -50,7 +50,7 @@ class PreparationOptions:
     validation_share: float = 0.01
     # Negatives that a row must have, by task type; see required_negatives.
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
-    seed: int = 0
+    seed: int = 42  # that of TrainingArguments, so that a stage finds what prepare.py made
     on_bad_row: str = "error"  # one of ON_BAD_ROW
     keep_texts: bool = False  # store the texts beside their tokens, for teachers with another tokenizer
     text_forms: bool = False  # store a number for the normal form of each text, for mask_duplicates

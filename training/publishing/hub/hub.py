@@ -9,11 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, set_client_factory
 from huggingface_hub.errors import (
+    FileMetadataError,
     HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -39,6 +41,9 @@ _TIMEOUT = 300.0
 _LONGEST_WAIT_SECONDS = 60.0
 # Timeouts, rate limits and server errors. 412: the branch has moved; the next try finds out who moved it.
 _TEMPORARY = (408, 412, 429, 500, 502, 503, 504)
+# A proxy or a login page may answer instead of the Hub.
+_MISSING = (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+_UNEXPECTED_ANSWER = (AttributeError, LookupError, TypeError, JSONDecodeError, UnicodeDecodeError, FileMetadataError)
 _LOGIN = "run `hf auth login --force`, or set HF_TOKEN to a valid token"
 _FULL = "the storage of its owner is full or its plan does not allow more; make room there, or use another repository"
 _REMEDIES = {
@@ -140,9 +145,12 @@ def _explained(what: str, error: Exception) -> Exception:
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, in_one_line(error.server_message or "no message")
         return UserError("; ".join(filter(None, [f"{what}: status {status}: {said}", _REMEDIES.get(status)])))
-    # A card that huggingface_hub refuses, or an answer that is not one of a Hub, such as a proxy's login page.
-    if isinstance(error, ValueError | LookupError | TypeError | AttributeError) and not isinstance(error, UserError):
-        return UserError(f"{what}: {type(error).__name__}: {in_one_line(error)}")
+    # Raised by huggingface_hub where it builds its objects from an answer.
+    if isinstance(error, _UNEXPECTED_ANSWER):
+        return HubUnavailableError(f"{what}: the answer is not one of a Hub ({in_one_line(error)}); check the network")
+    # A card that huggingface_hub refuses.
+    if isinstance(error, ValueError) and not isinstance(error, UserError):
+        return UserError(f"{what}: {in_one_line(error)}")
     return error
 
 
@@ -159,11 +167,11 @@ class HubRepository:
         """The address of its page."""
         return f"{self.hub.api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.name}"
 
-    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of ``HfApi`` for this repository; return None if what it asks for does not exist."""
+    def _ask(self, method: str, *arguments: Any, missing_ok: bool = False, **options: Any) -> Any:
+        """Call a method of ``HfApi`` for this repository; with ``missing_ok``, None for what does not exist."""
 
         def attempt() -> Any:
-            with suppress(RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+            with suppress(*_MISSING if missing_ok else ()):
                 answer = getattr(self.hub.api, method)(self.name, *arguments, repo_type=self.kind, **options)
                 # A listing asks for page by page.
                 return list(answer) if isinstance(answer, Iterator) else answer
@@ -172,7 +180,7 @@ class HubRepository:
 
     def check(self, private: bool | None = None) -> bool:
         """Return whether it exists. Refuse a public repository if ``private``."""
-        info = self._ask("repo_info", timeout=_TIMEOUT)
+        info = self._ask("repo_info", missing_ok=True, timeout=_TIMEOUT)
         if private and info is not None and not info.private:
             raise UserError(f"{self.name}: is public on the Hub already; make it private there, or leave out --private")
         return info is not None
@@ -191,14 +199,15 @@ class HubRepository:
 
     def files(self, revision: str = "main") -> dict[str, RepoFile] | None:
         """Return the files of a branch, tag or commit by path, or None if there is no such revision."""
-        entries = self._ask("list_repo_tree", recursive=True, revision=revision)
+        entries = self._ask("list_repo_tree", missing_ok=True, recursive=True, revision=revision)
         return None if entries is None else {each.path: each for each in entries if isinstance(each, RepoFile)}
 
     def read(self, path: str, revision: str = "main") -> bytes | None:
         """Return the content of a small file, or None if it does not exist."""
         # Not from the shared cache, which is read silently when the Hub is down.
         with temporary_folder() as folder:
-            found = self._ask("hf_hub_download", path, revision=revision, local_dir=folder, cache_dir=folder)
+            options = {"revision": revision, "local_dir": folder, "cache_dir": folder}
+            found = self._ask("hf_hub_download", path, missing_ok=True, **options)
             return None if found is None else Path(found).read_bytes()
 
     def write_branch(
@@ -220,7 +229,7 @@ class HubRepository:
         if revision not in branches and revision in refs["tag"]:
             raise UserError(f"{self.name}: {revision} is a tag, and cannot be written to; give another revision")
         if scratch in branches:
-            self._ask("delete_branch", branch=scratch)
+            self._ask("delete_branch", missing_ok=True, branch=scratch)
         if revision in branches:
             if parent not in (None, branches[revision]):
                 raise WrittenMeanwhileError(self.name, revision)
@@ -228,7 +237,7 @@ class HubRepository:
         self._create("branch", scratch, branches["main"])
         commit = self._commit(scratch, branches["main"], wanted, message)
         self._create("branch", revision, commit)
-        self._ask("delete_branch", branch=scratch)
+        self._ask("delete_branch", missing_ok=True, branch=scratch)
         return commit
 
     def _commit(self, branch: str, head: str, wanted: Mapping[str, Content], message: str) -> str:
@@ -266,7 +275,7 @@ class HubRepository:
         """Tag a commit, and take the tag from another commit."""
         holder = self.refs()["tag"].get(tag)
         if holder not in (None, commit):
-            self._ask("delete_tag", tag=tag)
+            self._ask("delete_tag", missing_ok=True, tag=tag)
         if holder != commit:
             self._create("tag", tag, commit)
 
