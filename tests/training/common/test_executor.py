@@ -97,7 +97,7 @@ def test_the_recipe_key(value, expected):
     [
         *[("dask", "'dask'"), ('{"name": 3}', "3"), ("{", "JSON"), ('{"workers": 0}', "0")],
         *[('{"workers": "two"}', "'two'"), ('{"queue": "long"}', "queue")],
-        ('{"name": "jobs", "token": "hf_x"}', "'token' would be copied"),,
+        ('{"name": "jobs", "token": "hf_x"}', "'token' would be copied"),
     ],
 )
 def test_a_faulty_recipe_key(refuses, value, wrong):
