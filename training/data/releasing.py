@@ -232,6 +232,11 @@ def _languages(source: Source, tags: Counter[str | None]) -> Counter[str]:
 # The facts of the card
 
 
+def _bytes(number: float) -> str:
+    exponent, unit = next((each for each in ((9, "GB"), (6, "MB")) if number >= 10 ** each[0]), (3, "KB"))
+    return f"{number / 10**exponent:,.1f} {unit}"
+
+
 def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | None) -> dict[str, Any]:
     """Return what the template of the card says of the files; ``licence`` is that of the release as a whole."""
     rows, languages = sum(each.rows for each in released), language_rows(released)
@@ -240,7 +245,7 @@ def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | Non
         "metadata": _metadata(released, name, licence),
         "name": name,
         "rows": rows,
-        "size": f"{sum(each.file_bytes for each in released) / 1e6:,.1f} MB",
+        "size": _bytes(sum(each.file_bytes for each in released)),
         "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted(columns),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
@@ -337,8 +342,11 @@ def provenance_rows(records: Mapping[Path, Any], names: Sequence[str]) -> list[l
 
 def _step(record: Mapping[str, Any], name: str) -> list[Any]:
     if "options" in record:
-        how = {key: value for key, value in record["options"].items() if key not in ("format", "languages")}
-        step = ["built from CLDR", None, record["dropped"][name]]
+        kind = "message catalogs" if "locale_dirs" in record["options"] else "CLDR"
+        # Folders of this machine are private.
+        hidden = ("format", "languages", "locale_dirs")
+        how = {key: value for key, value in record["options"].items() if key not in hidden}
+        step = [f"built from {kind}", None, record.get("dropped", {}).get(name)]
     elif "model" not in (entry := record["sources"][name]):
         how = {reason: count for reason, count in entry["dropped"].items() if count}
         step = ["built from raw data", entry["read"], entry["read"] - entry["rows"]]

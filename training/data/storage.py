@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -103,7 +103,10 @@ def identity(file: SourceFile, memory: Path | None = None) -> tuple[str, int | N
             if known == state:
                 return file.name, stat.st_size, content
     with file.open("rb") as handle:
-        content = file_digest(handle, xxh3_128).hexdigest()
+        digest = xxh3_128()
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    content = digest.hexdigest()
     if note is not None:
         with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,7 @@ def _run(arguments: argparse.Namespace) -> None:
     check_output(
         output, [arguments.data, Path(arguments.model)], ["data", "validation.json", "adaptation.json", *stages, ".*"]
     )
+    check_output(data, ours=["program.parquet", "train.parquet", "elsewhere*.parquet", "manifest.yaml", ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)
     models = {"before": Path(arguments.model)}

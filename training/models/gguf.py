@@ -109,7 +109,9 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, content: dict[str, Any]
     special = gguf.SpecialVocab(folder, load_merges=True)
     if not special.add_special_token.get("eos"):
         raise UserError(f"{folder}: its tokenizer appends no EOS token, where the embedding is read; see append_eos")
-    text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    text = tokenizer.encode("a")
     before = text.ids[: sum(takewhile(bool, text.special_tokens_mask))]
     if before and before != [special.special_token_ids.get("bos")]:
         raise UserError(

@@ -100,10 +100,11 @@ def copy_settings(folder: Path, target: Path, *more: str) -> None:
     """Copy the settings of a model, the folders of its modules, and files of more patterns; not its ``config.json``."""
     for path in (path for pattern in (*_SETTINGS, *more) for path in folder.glob(pattern)):
         shutil.copyfile(path, target / path.name)
-    for module in load_json(folder / "modules.json"):
-        # A module without settings may have no folder: a repository keeps no empty ones.
-        if module["path"] and (folder / module["path"]).is_dir():
-            shutil.copytree(folder / module["path"], target / module["path"])
+    with user_error(f"{folder / 'modules.json'}: damaged", "fetch or save the model again"):
+        paths = [module["path"] for module in load_json(folder / "modules.json")]
+    # A module without settings may have no folder: a repository keeps no empty ones.
+    for path in filter(lambda path: path and (folder / path).is_dir(), paths):
+        shutil.copytree(folder / path, target / path)
 
 
 class TensorInfo(NamedTuple):

@@ -81,7 +81,8 @@ def choose_prompts(
 
 def kept_prompts(args: StageArguments) -> SavedPrompts:
     """Return the prompts of a model that is pruned: the start model's, unless ``query_instruction`` is given."""
-    prompts, reason = {"query": "", **(prompts_of(args.model) or {})}, f"that of {args.model}"
+    start = prompts_of(args.model)
+    prompts, reason = {"query": "", **(start or {})}, f"that of {args.model}" if start else f"{args.model} has none"
     given = given_prompt(args)
     if given is not None:
         prompts["query"], reason = given, "as 'query_instruction' says"

@@ -76,7 +76,8 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix in (".csv", ".tsv"):
             # Texts such as "NA" and "0.50" stay as they are written.
             separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, na_filter=False, encoding="utf-8-sig")
+            options = {"dtype": str, "na_filter": False, "index_col": False, "encoding": "utf-8-sig"}
+            return pd.read_csv(path, sep=separator, **options)
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         if path.suffix == ".txt":
             return pd.DataFrame({"line": lines})
