@@ -112,8 +112,8 @@ def uninterrupted(tmp_path_factory):
 def check_same_weights(uninterrupted):
     """``check_same_weights(run)``: the finished model of a run has bit for bit the weights of the uninterrupted one."""
 
-    def check(run, expected=uninterrupted):
-        weights = load_file(expected / "model/model.safetensors")
+    def check(run, expected=uninterrupted, model=None):
+        weights = load_file((model or expected / "model") / "model.safetensors")
         resumed = load_file(run / "model/model.safetensors")
         assert resumed.keys() == weights.keys()
         assert not [name for name, tensor in weights.items() if not torch.equal(resumed[name], tensor)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from training.common.run_folder import last_checkpoint, numbered_checkpoints, step_of
 from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
 
@@ -17,13 +21,8 @@ ONE_STAGE = {"output_dir": "runs/x", "model": "some/model", "use_cpu": True}
 NO_NEW_MODEL = {"model_config": None, "tokenizer": None, "tokenizer_vocab_size": None}
 # What the small trainings have in common.
 SMALL = {
-    **{
-        "max_length": 32,
-        "num_hard_negatives_retrieval": 3,
-        "num_hard_negatives_clustering": 4,
-        "validation_share": 0.1,
-    },
-    **{"learning_rate": 1e-3, "warmup_steps": 2, "save_strategy": "steps"},
+    **{"num_hard_negatives_retrieval": 3, "num_hard_negatives_clustering": 4, "validation_share": 0.1},
+    **{"max_length": 32, "learning_rate": 1e-3, "warmup_steps": 2, "save_strategy": "steps"},
     **{"report_to": "none", "use_cpu": True, "disable_tqdm": True},
 }
 _NAMES = ["river", "mountain", "city", "island", "forest", "desert", "lake", "valley", "harbour", "village"]
@@ -53,8 +52,11 @@ def write_sources(folder):
     return manifest
 
 
-def write_recipe(folder, **keys):
-    """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults."""
+def write_recipe(folder, more=None, **keys):
+    """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults.
+
+    ``more``: keys of single stages by name, which may be further stages.
+    """
     manifest, pairs = write_sources(folder / "data"), folder / "data/pairs.parquet"
     texts = {"query": ["the red river", "the blue lake"], "passage": ["river, red", "lake, blue"]}
     pq.write_table(pa.table({**texts, "lang": ["eng", "eng"], "script": ["Latn", "Latn"]}), pairs)
@@ -62,15 +64,14 @@ def write_recipe(folder, **keys):
         **{"output_dir": str(folder / "run"), "manifest": str(manifest), **SMALL, "global_batch_size": 16},
         **{"num_train_epochs": 2, "logging_steps": 5, "eval_strategy": "epoch", "save_steps": 3},
     }
-    model = {
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
-    }
+    model = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    model |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     stage1 = {"tokenizer": "train", "tokenizer_vocab_size": 400, "model_config": model}
     stage1 |= {"task_types": ["retrieval"], "instructions": False}
     stages = {"stage1": stage1, "stage2": {"model": "stage1", "evaluation_pairs": str(pairs)}}
+    stages |= {name: {**stages.get(name, {}), **own} for name, own in (more or {}).items()}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": stages}))
+    recipe.write_text(yaml.safe_dump({**shared, **keys, "stages": stages}, sort_keys=False))
     return recipe
 
 
@@ -90,10 +91,8 @@ def recipe_writer(folder):
     def write(keys, name="recipe.yaml", base=ONE_STAGE):
         path = folder / name
         path.parent.mkdir(exist_ok=True, parents=True)
-        dump = yaml.safe_dump
-        path.write_text(
-            (dump(base) if base else "") + keys if isinstance(keys, str) else dump({**base, **keys}, sort_keys=False)
-        )
+        own, text = ({}, keys) if isinstance(keys, str) else (keys, "")
+        path.write_text(yaml.safe_dump({**base, **own}, sort_keys=False) + text)
         return path
 
     return write
@@ -123,6 +122,20 @@ def killed(recipe, step, *words):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
         at_step(patch, step, die)
         main([str(recipe), *words])
+
+
+def rewind(run, copy, step):
+    """Copies a finished run as if it had been killed after a step."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "model")
+    for checkpoint in numbered_checkpoints(copy):
+        if step_of(checkpoint) != step:
+            shutil.rmtree(checkpoint)
+
+
+def state_of(run):
+    """The trainer's state in the newest checkpoint."""
+    return json.loads((last_checkpoint(run) / "trainer_state.json").read_text())
 
 
 def error_of(words, capsys, status=2):

@@ -67,6 +67,7 @@ def trained(places):
 MINE = "--manifest {data}/manifest.yaml --model {model} --replace --max-score -1 --top 9 --skip 0 --negatives 1 "
 DECONTAMINATE = "--manifest {data}/manifest.yaml --exact --remove "
 TRAIN = "{places}/single.yaml --max_steps 1 "
+TAUGHT = TRAIN + "--output_dir {places}/new --teacher {model} "
 READ, FOREIGN = "which is read", "which this command did not write"
 
 
@@ -107,11 +108,7 @@ READ, FOREIGN = "which is read", "which this command did not write"
         (run_stage, TRAIN + "--output_dir {data}", "is the folder of"),
         (run_stage, TRAIN + "--output_dir {other}", "holds something else"),
         (run_stage, TRAIN + "--output_dir {places}/new --prepared_dir {data}", "give another prepared_dir"),
-        (
-            run_stage,
-            TRAIN + "--output_dir {places}/new --teacher {model} --teacher_cache_dir {model}",
-            "give another teacher_cache_dir",
-        ),
+        (run_stage, TAUGHT + "--teacher_cache_dir {model}", "give another teacher_cache_dir"),
         (claims, "--recipe {places}/claims/recipe.yaml --output {places}/claims", READ),
         (claims, "--recipe {places}/claims/recipe.yaml --output {other}", FOREIGN),
         (adaptation, "--data {gettext}/data --model {model} --output {gettext}", READ),

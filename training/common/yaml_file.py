@@ -1,7 +1,7 @@
 """YAML files that people write: read strictly, with errors that name the file, and with relative paths resolved.
 
-A relative path in a recipe is one beside the recipe if that exists. Otherwise, like all paths of the command line, it
-starts at the working directory: what the recipe writes, a model that a run made, or a name on the Hub.
+What a recipe reads starts at the folder of the file that names it. At the working directory start paths of the command
+line, what a recipe writes, and a model that does not lie beside the recipe: a run made it, or it is on the Hub.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import yaml
 
 from training.common.errors import UserError, in_one_line
 
-RULE = "a relative path starts at the folder of its file; in a recipe, if nothing is there, at the working directory"
-_READ = (
-    *("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed"),
-    *("model", "teacher", "tokenizer", "importance"),
-)
+RULE = "a relative path starts at its file's folder; a model's, if nothing is there, at the working directory"
+_MODELS = ("model", "teacher", "tokenizer", "importance")
+_READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed", *_MODELS)
 PATH_KEYS = ("output_dir", "prepared_dir", "teacher_cache_dir", *_READ)
 
 
@@ -74,16 +72,33 @@ def unknown_key(where: str, key: Any, known: Sequence[str]) -> UserError:
     return UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else listed}")
 
 
-def with_paths(file: Path, keys: Mapping[str, Any], stages: Collection[str] = ()) -> dict[str, Any]:
-    """Return the keys of a recipe file, with the paths of what lies beside the file as seen from here.
+def written_by(keys: Mapping[str, Any]) -> set[str]:
+    """Return the folders that the keys of a recipe write to: the output, a builder's manifest and its folder."""
+    manifest = str(keys.get("manifest") or "") if keys.get("builder") else ""
+    folders = (keys.get("output_dir"), manifest, os.path.dirname(manifest))
+    # All relative paths lie below the working directory.
+    return {os.path.normpath(str(folder)) for folder in folders if folder} - {"."}
 
-    Names of ``stages`` are no paths; ``tokenizer: train`` trains one.
+
+def with_paths(
+    file: Path, keys: Mapping[str, Any], stages: Collection[str] = (), written: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the keys of a recipe file, with the paths of what they read as seen from here.
+
+    Models may be names of ``stages``; ``tokenizer: train`` trains one. What lies below a folder that is ``written``
+    starts at the working directory.
     """
     result = dict(keys)
     for key in _READ:
         path = keys.get(key)
-        if isinstance(path, str) and path not in stages and (key, path) != ("tokenizer", "train"):
-            result[key] = _beside(file, path)
+        # Some keys take JSON, addresses or true.
+        if not isinstance(path, str) or path.startswith("{") or "://" in path:
+            continue
+        if key in _MODELS:
+            named = path in stages or (key, path) == ("tokenizer", "train") or not (file.parent / path).exists()
+        else:
+            named = any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in written)
+        result[key] = path if named else _beside(file, path)
     options = keys.get("builder_options")
     if isinstance(options, str):
         # Text that is not JSON is refused where the key is read.
@@ -96,7 +111,7 @@ def with_paths(file: Path, keys: Mapping[str, Any], stages: Collection[str] = ()
 
 def _beside(file: Path, path: str) -> str:
     there = os.path.join(file.parent, path)
-    if os.path.isabs(path) or not os.path.exists(there):
+    if os.path.isabs(path):
         return path
     short = os.path.relpath(there)
     # Behind a link, `..` leads somewhere else.

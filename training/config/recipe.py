@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from training.common.errors import UserError
 from training.common.hub import may_be_on_hub
 from training.common.run_folder import FINAL_MODEL, IMPORTANCE_FILE
-from training.common.yaml_file import RULE, load_yaml, unknown_key, with_paths
+from training.common.yaml_file import RULE, load_yaml, unknown_key, with_paths, written_by
 from training.config.arguments import StageArguments, check_given
 
 # Keys that may name an earlier stage, and what of its folder they then mean.
@@ -88,7 +88,7 @@ def load_recipe(path: Path | str, overrides: dict[str, Any] | None = None) -> Re
 
 def _read_stages(path: Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Return the folder that a recipe writes to and the keys of each stage, whose values are not checked yet."""
-    keys = _read(path)
+    keys = _read(path, _Context())
     stages = keys.pop("stages", None)
     if stages is None:
         only = {**keys, **overrides}
@@ -119,34 +119,45 @@ def _output_dir(path: Path, keys: Mapping[str, Any]) -> Path:
     return Path(str(value))
 
 
-def _read(path: Path, seen: tuple[Path, ...] = (), stages: Collection[str] = ()) -> dict[str, Any]:
-    """Read a recipe file with what it and its stages extend; names of ``stages`` are no paths."""
-    if path.resolve() in seen:
+class _Context(NamedTuple):
+    """What the files and keys around those that are read say of paths."""
+
+    files: frozenset[Path] = frozenset()  # that lead here by 'extends'
+    stages: frozenset[str] = frozenset()  # names that are no paths
+    written: frozenset[str] = frozenset()  # folders that the recipe writes to
+
+    def within(self, keys: Mapping[str, Any]) -> _Context:
+        """Return the context of keys that stand within these."""
+        return self._replace(stages=self.stages | {*keys.get("stages", ())}, written=self.written | written_by(keys))
+
+
+def _read(path: Path, context: _Context) -> dict[str, Any]:
+    """Read a recipe file with what it and its stages extend."""
+    if path.resolve() in context.files:
         raise UserError(f"{path}: the recipe extends itself; take out one 'extends'")
-    return _extended(path, load_yaml(path), (*seen, path.resolve()), stages)
+    return _extended(path, load_yaml(path), context._replace(files=context.files | {path.resolve()}))
 
 
-def _extended(
-    path: Path, keys: dict[str, Any], seen: tuple[Path, ...], stages: Collection[str], name: str | None = None
-) -> dict[str, Any]:
+def _extended(path: Path, keys: dict[str, Any], context: _Context, name: str | None = None) -> dict[str, Any]:
     """Return the keys of a file, or of its stage ``name``, over those of the recipe that they extend."""
     known = [*_STAGE_KEYS, "extends", *(["stages"] if name is None else [])]
     for key in keys:
         if key not in known:
             raise unknown_key(str(path), key, known)
-    base = {} if keys.get("extends") is None else _read(path.parent / str(keys["extends"]), seen, stages)
+    if name is None and "stages" in keys:
+        _check_stages(path, keys["stages"])
+    context = context.within(keys)
+    base = {} if keys.get("extends") is None else _read(path.parent / str(keys["extends"]), context)
     if name is not None:
         if "stages" in base:
             raise UserError(f"{path}: stage {name!r} extends {keys['extends']}, which has stages; name a recipe of one")
         base.pop("output_dir", None)
-    elif "stages" in keys:
-        _check_stages(path, keys["stages"])
-    stages = {*stages, *base.get("stages", ()), *keys.get("stages", ())}
+    context = context.within(base)
     own = {key: value for key, value in keys.items() if key not in ("extends", "stages")}
     # Here, not where stages are made: the paths are relative to the file in which they stand.
-    result = {**base, **with_paths(path, own, stages)}
+    result = {**base, **with_paths(path, own, context.stages, context.written)}
     if "stages" in keys:
-        result["stages"] = {name: _extended(path, of, seen, stages, name) for name, of in keys["stages"].items()}
+        result["stages"] = {stage: _extended(path, of, context, stage) for stage, of in keys["stages"].items()}
     return result
 
 

@@ -97,6 +97,12 @@ def test_a_missing_optional_package_is_one_line(path):
         assert ended.returncode == 2 and line.startswith("error: this command needs") and "pip install" in line
 
 
+@pytest.mark.parametrize("error", [UserError("a", "b"), InterruptedTrainingError("a", "b", signal.SIGTERM)])
+def test_errors_come_out_of_other_processes_as_they_are(error):
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+
+
 def test_another_command_puts_its_own_remedy_in_the_place():
     error = OutputError("there: holds another run", "add --resume")
     assert str(error) == "there: holds another run; add --resume" and error.what == "there: holds another run"
@@ -104,9 +110,3 @@ def test_another_command_puts_its_own_remedy_in_the_place():
     assert str(other) == "there: holds another run; give another --output" and type(other) is OutputError
     # A remedy that is the same everywhere stays.
     assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"
-
-
-@pytest.mark.parametrize("error", [UserError("a", "b"), InterruptedTrainingError("a", "b", signal.SIGTERM)])
-def test_errors_come_out_of_other_processes_as_they_are(error):
-    back = pickle.loads(pickle.dumps(error))
-    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))

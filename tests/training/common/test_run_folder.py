@@ -47,7 +47,6 @@ def test_publishing_is_one_rename_of_a_whole_folder(tmp_path, monkeypatch):
     (torn / "torn").touch()
     partial = _checkpoint(tmp_path, f"{STAGING}/checkpoint-3")
     (partial / "1_Pooling").mkdir()
-    (partial / "1_Pooling/config.json").write_text("{}")
     rename, seen = Path.rename, []
 
     def note_and_rename(path, target):

@@ -60,14 +60,9 @@ def test_key_that_stands_twice(write, refuses, text, key, line):
 )
 def test_content_that_is_not_a_mapping(write, refuses, content, fault):
     path = write(content)
-    with refuses(path, fault):
-        load_yaml(path)
-
-
-def test_paths_that_are_not_files(tmp_path, refuses):
-    for path, fault in (("none.yaml", "no such file"), ("", "cannot be read")):
-        with refuses(tmp_path / path, fault):
-            load_yaml(tmp_path / path)
+    for each, wrong in ((path, fault), (path.parent, "cannot be read"), (path.with_name("other"), "no such file")):
+        with refuses(each, wrong):
+            load_yaml(each)
 
 
 MANY = [f"key_{number}" for number in range(30)]

@@ -15,7 +15,7 @@ from training.config.recipe import find_inputs, load_recipe
 from training.data.manifest import read_manifest
 from training.run_stage import main
 
-FAMILY = Path("training/recipes/f2llm-v2/family.yaml")
+FAMILY = ROOT / "training/recipes/f2llm-v2/family.yaml"
 # Learning rate, epochs and parameters of Table 1 (arXiv 2603.19223), and the teacher.
 PUBLISHED = {
     "80m": (4e-5, 4, 80_084_288, "0.6b"),
@@ -30,17 +30,9 @@ PUBLISHED = {
 SMALL = ("80m", "160m", "330m")
 
 
-@pytest.fixture(autouse=True)
-def in_checkout(monkeypatch):
-    """The recipes name the manifest relative to the checkout."""
-    monkeypatch.chdir(ROOT)
-
-
 @pytest.fixture(scope="module")
 def family():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        return load_recipe(FAMILY, {"use_cpu": True})
+    return load_recipe(FAMILY, {"use_cpu": True})
 
 
 def test_every_input_is_made_by_an_earlier_stage_or_lies_on_the_hub(family):
@@ -83,7 +75,7 @@ def test_every_recipe_of_a_stage_is_complete(path):
     published = yaml.safe_load((path.parent / "published.yaml").read_text())
     # A blank text among 60 million rows does not end a run.
     assert published["bf16"] is True and published["on_bad_row"] == "quarantine"
-    manifest = read_manifest(ROOT / arguments.manifest)
+    manifest = read_manifest(Path(arguments.manifest))
     entries = manifest.of_stage(arguments.manifest_stage)
     if path.stem.startswith("stage1"):
         assert not arguments.instructions and arguments.cap is None and len(entries) == 7
@@ -100,17 +92,15 @@ def test_a_stage_of_the_family_is_the_recipe_beside_it(family):
         assert single.keys == stage.keys
 
 
-def test_the_family_is_planned_without_network(monkeypatch, capsys, tmp_path):
-    def refuse(*args):
-        raise AssertionError("the plan reaches for the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def test_the_family_is_planned_without_network(family, monkeypatch, capsys, tmp_path):
+    # None of them can be called.
+    monkeypatch.setattr(socket.socket, "connect", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
     # Not what the checkout may hold of earlier runs.
     assert main([str(FAMILY), "--dry-run", "--output_dir", str(tmp_path / "family")]) == 0
     text = capsys.readouterr().out
     plans = dict(re.findall(r"^stage (\S+): (.*?)(?=^stage |^all )", text, re.MULTILINE | re.DOTALL))
-    assert list(plans) == [stage.name for stage in load_recipe(FAMILY, {"use_cpu": True}).stages]
+    assert list(plans) == [stage.name for stage in family.stages]
     operations = []
     for name, plan in plans.items():
         kind, size = name.split("-")
@@ -132,9 +122,7 @@ def test_the_family_is_planned_without_network(monkeypatch, capsys, tmp_path):
     assert "pruned-80m, made by stage pruned-80m" in plans["pruned-330m"]
     total = float(re.search(r"^all stages: about (\S+) FLOPs", text, re.MULTILINE)[1])
     assert total == pytest.approx(sum(operations), rel=0.01)
-
-
-def test_a_single_recipe_is_planned_though_nothing_is_there(capsys):
+    # So is a single recipe, though nothing is there.
     assert main([str(FAMILY.with_name("stage2-80m.yaml")), "--dry-run", "--planned_text_tokens", "64"]) == 0
     text = capsys.readouterr().out
     assert "80,084,288 parameters" in text and "has 64 tokens" in text
@@ -142,13 +130,10 @@ def test_a_single_recipe_is_planned_though_nothing_is_there(capsys):
 
 
 def test_a_model_of_another_shape_is_refused(capsys, tmp_path):
-    recipe = write_recipe(tmp_path)
-    content = yaml.safe_load(recipe.read_text())
+    recipe = write_recipe(tmp_path, {"stage2": {"model_family": "f2llm-v2-80m"}})
     assert main([str(recipe), "--stage", "stage1", "--max_steps", "1"]) == 0
-    content["stages"]["stage2"]["model_family"] = "f2llm-v2-80m"
-    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
-    for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], ["--dry-run", "--output_dir", "x"]):
-        words = [str(tmp_path / "new") if word == "x" else word for word in words]
+    of_a_plan = ["--dry-run", "--output_dir", tmp_path / "new"]
+    for words in (["--stage", "stage2"], ["--stage", "stage2", "--dry-run"], of_a_plan):
         error = error_of([recipe, *words], capsys)
         assert error.startswith("error: model ") and "is not f2llm-v2-80m: its vocab_size is 348, not 151936" in error
     assert not (tmp_path / "run/stage2/model").exists()

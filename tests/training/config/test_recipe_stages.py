@@ -10,22 +10,16 @@ import yaml
 
 import training
 from tests.training.recipes import ONE_STAGE, error_of, only_stage, recipe_writer
-from training.common.yaml_file import RULE
+from training.common.yaml_file import RULE, load_yaml
 from training.config.recipe import Stage, find_inputs, load_recipe, require_inputs
 from training.stages.continuation import check_keys
 
 SHAPE = {"hidden_size": 8}
-QUICKSTART = Path(training.__file__).parent / "recipes" / "quickstart" / "recipe.yaml"
+RECIPES = Path(training.__file__).parent / "recipes"
 
-READ = {
-    **{
-        "manifest": "data/m.yaml",
-        "data_dir": "data",
-        "evaluation_pairs": "p.parquet",
-        "evaluation_candidates": "c.csv",
-    },
-    **{"model": "some/model", "teacher": "some/teacher"},
-}
+DATA = {"manifest": "data/m.yaml", "data_dir": "data", "evaluation_pairs": "p.parquet"}
+DATA |= {"evaluation_candidates": "c.csv"}
+MODELS = {"model": "some/model", "teacher": "some/teacher"}
 
 
 @pytest.fixture
@@ -37,21 +31,11 @@ def test_extends_replaces_keys_of_the_other_file(write):
     write({"seed": 1, "cap": 10, "max_length": 99}, "family/base.yaml")
     write({"extends": "family/base.yaml", "seed": 2}, "middle.yaml", base={})
     path = write({"extends": "../middle.yaml", "cap": None, "temperature": 0.1}, "own/recipe.yaml", base={})
-    loaded = load_recipe(path)
-    arguments = only_stage(loaded)
+    arguments = only_stage(load_recipe(path))
     assert (arguments.seed, arguments.cap, arguments.max_length, arguments.temperature) == (2, None, 99, 0.1)
-    assert loaded.path == path and "extends" not in loaded.stages[0].keys
     write({"stages": {"first": {"seed": 1}, "second": {"model": "first"}}}, "staged.yaml")
     stages = load_recipe(write({"extends": "staged.yaml", "max_length": 9}, base={})).stages
     assert [(stage.name, stage.arguments.max_length) for stage in stages] == [("first", 9), ("second", 9)]
-
-
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_extends_in_a_circle(write, refuses, length):
-    for number in range(length):
-        path = write({"extends": f"{(number + 1) % length}.yaml"}, f"{number}.yaml")
-    with refuses(path.parent, ".yaml", "extends itself"):
-        load_recipe(path)
 
 
 def test_stage_extends_a_recipe_of_one_stage(write):
@@ -62,11 +46,8 @@ def test_stage_extends_a_recipe_of_one_stage(write):
     first, second = (stage.arguments for stage in loaded.stages)
     assert (first.seed, first.cap, first.max_length, first.temperature) == (2, 3, 99, 0.5)
     assert (first.model, second.model, second.cap) == ("some/model", "runs/x/a/model", 7)
-    # Where the other recipe writes by itself says nothing of where the stage does; overrides move all.
+    # Where the other recipe writes by itself says nothing of where the stage does.
     assert [stage.arguments.output_dir for stage in loaded.stages] == ["runs/x/a", "runs/x/b"]
-    assert all("extends" not in stage.keys for stage in loaded.stages)
-    moved = [stage.arguments for stage in load_recipe(loaded.path, {"output_dir": "other", "seed": "9"}).stages]
-    assert [(each.output_dir, each.seed) for each in moved] == [("other/a", 9), ("other/b", 9)]
     # It lies beside the file that names it.
     write({"stages": {"a": {"extends": "small.yaml"}}}, "sizes/all.yaml")
     assert only_stage(load_recipe(write({"extends": "sizes/all.yaml"}, base={}))).seed == 2
@@ -76,7 +57,7 @@ def test_stage_extends_a_recipe_of_one_stage(write):
     ("base", "parts"),
     [
         (None, ["base.yaml", "no such file"]),
-        ({"extends": "recipe.yaml"}, ["extends itself"]),
+        *(({"extends": f"{name}.yaml"}, ["extends itself"]) for name in ("base", "recipe")),
         ({"sed": 1}, ["base.yaml", "'sed'", "'seed'"]),
         ({"stages": {"b": {}}}, ["base.yaml", "has stages"]),
     ],
@@ -94,7 +75,6 @@ def test_stages_inherit_shared_keys_and_have_their_own_folders(write):
     assert [stage.name for stage in loaded.stages] == ["first", "second", "third"]
     found = [(a.seed, a.max_length, a.cap, a.output_dir) for a in (stage.arguments for stage in loaded.stages)]
     assert found == [(5, 11, 7, "runs/x/first"), (5, 99, None, "runs/x/second"), (5, 99, 7, "elsewhere")]
-    assert all("stages" not in stage.keys for stage in loaded.stages)
 
 
 def test_keys_name_what_earlier_stages_leave(write):
@@ -125,8 +105,19 @@ def test_names_that_could_be_mistaken(write):
         assert loaded.output_dir == Path("5") and only_stage(loaded).output_dir == folder
 
 
-def test_quickstart_loads():
-    first, second, pruned, student = load_recipe(QUICKSTART).stages
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_recipe_loads(path):
+    # Those without stages are to be extended, or given a model.
+    lacking = {} if "stages" in load_yaml(path) else {"output_dir": "runs/x", "model": "some/model"}
+    stages = load_recipe(path, {"bf16": False, "use_cpu": True, **lacking}).stages
+    assert all(stage.arguments.lora for stage in stages) == (path.stem == "lora")
+    # It lies in the checkout, or is made below the output.
+    for manifest in filter(None, (stage.arguments.manifest for stage in stages)):
+        assert Path(manifest).is_file() or Path(manifest).parts[0] == "runs" or path.parent.name == "claims"
+
+
+def test_quickstart_is_the_whole_recipe():
+    first, second, pruned, student = load_recipe(RECIPES / "quickstart/recipe.yaml").stages
     assert [stage.name for stage in (first, second, pruned, student)] == ["stage1", "stage2", "pruned", "student"]
     assert pruned.arguments.prunes and student.arguments.teacher == "runs/quickstart/stage2/model"
     assert student.arguments.prepared_dir == "runs/quickstart/stage2/prepared"
@@ -137,13 +128,9 @@ def test_quickstart_loads():
 
 
 @pytest.fixture
-def recipe(tmp_path):
-    def write(name="recipe.yaml", **stages):
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "stages": stages}))
-        return load_recipe(path)
-
-    return write
+def recipe(write, tmp_path):
+    base = {"output_dir": str(tmp_path / "run"), "use_cpu": True}
+    return lambda name="recipe.yaml", **stages: load_recipe(write({"stages": stages}, name, base))
 
 
 def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp_path):
@@ -164,15 +151,11 @@ def test_what_is_there_what_a_stage_makes_and_what_may_be_on_the_hub(recipe, tmp
     require_inputs(made, made.stages[:3])
 
 
-@pytest.mark.parametrize(
-    ("key", "made_there", "keys"),
-    [
-        *((key, "model/config.json", {}) for key in ("model", "teacher", "tokenizer")),
-        ("importance", "importance.safetensors", {"prune_to": SHAPE}),
-    ],
-)
-def test_a_missing_input_names_stage_and_command(recipe, refuses, tmp_path, key, made_there, keys):
-    made = recipe(a={"model": "some/model", **keys}, b={"model": "some/model", **keys, key: "a"})
+@pytest.mark.parametrize("key", ["model", "teacher", "tokenizer", "importance"])
+def test_a_missing_input_names_stage_and_command(recipe, refuses, tmp_path, key):
+    made_there = "importance.safetensors" if key == "importance" else "model/config.json"
+    keys = {"model": "some/model"} | ({"prune_to": SHAPE} if key == "importance" else {})
+    made = recipe(a=keys, b={**keys, key: "a"})
     require_inputs(made, made.stages)
     file = tmp_path / "run/a" / made_there
     # The folder of the run may be there without what is read.
@@ -193,9 +176,6 @@ def test_recipes_beside_it_are_looked_through(recipe, refuses, tmp_path):
     made = recipe("own.yaml", b={"model": str(tmp_path / "run/first/model")})
     with refuses("stage 'first' makes it", f"run_stage.py {tmp_path}/all.yaml --stage first"):
         require_inputs(made, made.stages)
-
-
-def test_what_nothing_makes_is_said(recipe, refuses, tmp_path):
     made = recipe(a={"model": str(tmp_path / "away")})
     with refuses(made.path, "stage 'a'", f"model '{tmp_path}/away' is missing, and no stage", "check the path"):
         require_inputs(made, made.stages)
@@ -220,32 +200,38 @@ def keys_of(path, **overrides):
     return stage.keys
 
 
-def test_what_lies_beside_the_file_is_read_there(here, monkeypatch):
-    path = here(READ)
-    # Nothing is there: the working directory, or the Hub.
-    assert keys_of(path).items() >= READ.items()
-    make("data/m.yaml", "p.parquet", "c.csv", "some/model", "some/teacher")
-    keys = keys_of(path)
-    assert {key: keys[key] for key in READ} == {key: f"../project/{path}" for key, path in READ.items()}
-    # Paths of the command line start at the working directory.
+def test_what_is_read_starts_at_the_file(here, monkeypatch):
+    path = here(DATA | MODELS)
+    found = {key: f"../project/{path}" for key, path in DATA.items()}
+    # Even if a file of that name lies in the working directory, or none at all. A model may be on the Hub.
+    Path("p.parquet").touch()
+    assert keys_of(path).items() >= (found | MODELS).items()
+    make("some/model", "some/teacher")
+    assert keys_of(path).items() >= {key: f"../project/{path}" for key, path in (DATA | MODELS).items()}.items()
+    # Paths of the command line start at the working directory, and so does what the recipe writes.
     assert keys_of(path, manifest="data/m.yaml")["manifest"] == "data/m.yaml"
-    monkeypatch.chdir(path.parent)
-    assert keys_of(Path("recipe.yaml")).items() >= READ.items()
-
-
-def test_what_is_written_starts_at_the_working_directory(here):
-    written = {"output_dir": "out", "prepared_dir": "prepared", "teacher_cache_dir": "cache", "teacher": "some/teacher"}
+    below = {"manifest": "./out/data/m.yaml", "evaluation_pairs": "out/p.parquet", "teacher": "out/teacher"}
+    written = {"output_dir": "out", "prepared_dir": "prepared", "teacher_cache_dir": "cache", **below}
     make("out/x", "prepared/x", "cache/x")
     assert keys_of(here(written)).items() >= written.items()
+    # The output may be named in the file that extends the other.
+    here({"manifest": "out/m.yaml", "data_dir": "data"}, "base.yaml", base={})
+    keys = keys_of(here({"output_dir": "out", "model": "m", "extends": "base.yaml"}, base={}))
+    assert (keys["manifest"], keys["data_dir"]) == ("out/m.yaml", "../project/data")
+    path = here(DATA | MODELS)
+    monkeypatch.chdir(path.parent)
+    assert keys_of(Path("recipe.yaml")).items() >= (DATA | MODELS).items()
 
 
 @pytest.mark.parametrize("form", [dict, json.dumps])
-def test_folders_of_a_builder_are_read_beside_the_file(here, form):
-    make("mine/x")
-    options = {"locale_dirs": ["mine", "/usr/share/locale", "other"]}
-    keys = keys_of(here({"builder": "gettext", "manifest": "built/m.yaml", "builder_options": form(options)}))
-    assert keys["builder_options"] == {"locale_dirs": ["../project/mine", "/usr/share/locale", "other"]}
-    assert keys["manifest"] == "built/m.yaml"
+@pytest.mark.parametrize("manifest", ["m.yaml", "built/m.yaml"])
+def test_what_a_builder_reads_and_writes(here, form, manifest):
+    options = {"locale_dirs": ["mine", "/usr/share/locale"]}
+    built = {"builder": "gettext", "manifest": manifest, "evaluation_pairs": "built/p.parquet"}
+    keys = keys_of(here({**built, "evaluation_candidates": "c.csv", "builder_options": form(options)}))
+    assert keys["builder_options"] == {"locale_dirs": ["../project/mine", "/usr/share/locale"]}
+    assert keys["manifest"] == manifest and keys["evaluation_candidates"] == "../project/c.csv"
+    assert (keys["evaluation_pairs"] == "built/p.parquet") == ("/" in manifest)
 
 
 def test_what_is_not_a_relative_path_stays(here):
@@ -264,29 +250,26 @@ def test_each_file_of_a_chain_has_its_own_folder(here):
     here({"manifest": "m.yaml", "evaluation_pairs": "p.parquet"}, "family/base.yaml")
     here({"extends": "family/base.yaml", "data_dir": "data"}, "middle.yaml", base={})
     here({"extends": "../middle.yaml", "evaluation_pairs": "own.parquet"}, "own/leaf.yaml", base={})
-    path = here({"stages": {"a": {"extends": "own/leaf.yaml", "evaluation_candidates": "c.parquet"}}})
-    make("family/m.yaml", "data/x", "own/own.parquet", "c.parquet")
-    keys, expected = keys_of(path), ("family/m.yaml", "data", "own/own.parquet", "c.parquet")
-    assert [keys[key] for key in list(READ)[:4]] == [f"../project/{each}" for each in expected]
+    path = here({"stages": {"a": {"extends": "own/leaf.yaml", "evaluation_candidates": "c.csv"}}})
+    keys, expected = keys_of(path), ("family/m.yaml", "data", "own/own.parquet", "c.csv")
+    assert [keys[key] for key in DATA] == [f"../project/{each}" for each in expected]
 
 
 def test_past_a_link_the_path_still_leads_to_the_file(here, tmp_path):
     real = here({"manifest": "../data/m.yaml"}, "deep/er/recipe.yaml")
-    make("deep/data/m.yaml")
     (tmp_path / "here/link").symlink_to(real.parent)
     keys = keys_of(Path("link/recipe.yaml"))
     assert Path(keys["manifest"]).resolve() == tmp_path / "project/deep/data/m.yaml"
 
 
 def test_a_missing_model_tells_the_rule(here, capsys):
-    (Path("../project") / "folder.yaml").mkdir(parents=True)
-    error = error_of([here({"manifest": "m.yaml", "model": "no/such/model"})], capsys)
+    Path("../project/folder.yaml").mkdir(parents=True)
+    error = error_of([here({"model": "no/such/model"})], capsys)
     assert "model 'no/such/model' is missing" in error and RULE in error
 
 
 def test_a_run_is_the_same_from_every_working_directory(here, tmp_path, monkeypatch, refuses):
     path = here({"output_dir": "runs/x", "manifest": "m.yaml", "model": "Org/model", "teacher": "runs/big/model"})
-    make("m.yaml")
     (stage,) = load_recipe(path).stages
     run = tmp_path / "here/runs/x"
     run.mkdir(parents=True)

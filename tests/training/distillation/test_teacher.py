@@ -102,33 +102,29 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def bert(saved):
-    return saved / "bert"
-
-
 @pytest.fixture
 def folder(saved, tmp_path):
     """A copy that a test may damage."""
     return Path(shutil.copytree(saved, tmp_path / "teacher"))
 
 
-def by_hand(bert, texts):
+def by_hand(folder, texts):
     """Mean of the last hidden states, text by text, without padding."""
+    bert = folder / "bert"
     model, tokenizer = BertModel.from_pretrained(bert).eval(), PreTrainedTokenizerFast.from_pretrained(bert)
     with torch.no_grad():
         inputs = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in texts]
         return torch.cat([model(**each).last_hidden_state.mean(dim=1) for each in inputs])
 
 
-def test_it_gives_what_its_modules_give_before_they_normalise(bert, saved, tmp_path):
+def test_it_gives_what_its_modules_give_before_they_normalise(saved, tmp_path):
     found = load_text_teacher(str(saved)).encode(TEXTS)
     assert found.shape == (4, 24) and found.dtype == torch.float32 and not found.requires_grad
-    torch.testing.assert_close(found, by_hand(bert, TEXTS))
+    torch.testing.assert_close(found, by_hand(saved, TEXTS))
     assert (found.norm(dim=1) - 1).abs().min() > 0.1
     assert torch.pdist(found).min() > 0.1, "the example does not tell texts apart"
     # Neither half precision on disk, nor the modules that a plain model lacks change it.
-    torch.testing.assert_close(load_text_teacher(str(bert)).encode(TEXTS), found)
+    torch.testing.assert_close(load_text_teacher(str(saved / "bert")).encode(TEXTS), found)
     SentenceTransformer(str(saved), device="cpu").bfloat16().save(str(tmp_path / "half"))
     half = load_text_teacher(str(tmp_path / "half"))
     assert {weights.dtype for weights in half.model.parameters()} == {torch.float32}
@@ -141,8 +137,9 @@ def test_it_gives_what_its_modules_give_before_they_normalise(bert, saved, tmp_p
     assert student.grad.abs().sum() > 0
 
 
-def test_only_the_normalisation_at_the_end_is_dropped(bert):
+def test_only_the_normalisation_at_the_end_is_dropped(saved):
     torch.manual_seed(0)
+    bert = saved / "bert"
     dense = Dense(24, 6, activation_function=torch.nn.Identity())
     parts = [Transformer(str(bert)), Pooling(24, pooling_mode="cls"), Normalize(), dense, Normalize(), Normalize()]
     teacher = TextTeacher(SentenceTransformer(modules=parts, device="cpu"))
@@ -172,16 +169,12 @@ def test_over_the_same_tokens_it_is_the_teacher_of_tokens(
         teacher.embed_texts(prepared_sources[0], np.arange(3))
 
 
-def test_templates(bert, saved):
+def test_templates(saved):
     form = TextFormat("query : {text} . {instruction}", "passage : {text}")
-    formed = [
-        "passage : red river",
-        "query : city river question . question the lake .",
-        "passage : answer",
-        "passage : the green city negative . .",
-    ]
+    formed = [f"passage : {text}" for text in TEXTS]
+    formed[1] = "query : city river question . question the lake ."
     assert [form.apply(text) for text in TEXTS] == formed
-    torch.testing.assert_close(load_text_teacher(str(saved), form).encode(TEXTS), by_hand(bert, formed))
+    torch.testing.assert_close(load_text_teacher(str(saved), form).encode(TEXTS), by_hand(saved, formed))
     form = TextFormat("{{q}} {text}", "{text} {text}")
     assert form.apply(instruct("Find {x}.", "{y} {text}")) == "{q} {y} {text}" and form.apply("{y}") == "{y} {y}"
     # By default, texts do not change.
@@ -203,17 +196,13 @@ def test_templates(bert, saved):
     ],
 )
 def test_bad_template(refuses, key, template, part):
+    keys = {"output_dir": "x", "use_cpu": True, "model": "m", "teacher": "t"}
     with refuses(f"key 'teacher_{key}'", part):
-        StageArguments(output_dir="x", use_cpu=True, model="m", teacher="t", **{f"teacher_{key}": template})
+        StageArguments(**keys, **{f"teacher_{key}": template})
+    assert StageArguments(**keys).text_format == TextFormat()
+    assert StageArguments(**keys, **{f"teacher_{key}": "q: {text}"}).text_format == TextFormat(**{key: "q: {text}"})
     with refuses("key 'teacher_document_template'", "{instruction}", "{text} only"):
         TextFormat(document_template="{instruction} {text}")
-
-
-def test_keys_of_a_stage(refuses):
-    keys = {"output_dir": "x", "use_cpu": True, "model": "m"}
-    assert StageArguments(**keys).text_format == StageArguments(**keys, teacher="t").text_format == TextFormat()
-    given = {"teacher_query_template": "q: {text}", "teacher_document_template": "d: {text}"}
-    assert StageArguments(**keys, teacher="t", **given).text_format == TextFormat("q: {text}", "d: {text}")
 
 
 def test_identity_is_that_of_model_and_templates(saved, folder):
@@ -234,29 +223,16 @@ def test_a_tokenizer_that_cannot_pad(folder, refuses):
 
 
 @pytest.mark.parametrize(("lost", "matters"), [("encoder.layer.0.output.dense.weight", True), ("pooler.", False)])
-@pytest.mark.parametrize("layout", ["plain", "modules", "subfolder"])
-def test_weights_that_are_missing_are_refused_where_they_matter(bert, folder, tmp_path, refuses, layout, lost, matters):
-    if layout == "plain":
-        folder = Path(shutil.copytree(bert, tmp_path / "plain"))
-    weights_in = folder
-    if layout == "subfolder":
-        # As sentence-transformers saved models before.
-        described = json.loads((folder / "modules.json").read_text())
-        described[0]["path"] = "0_Transformer"
-        (folder / "modules.json").write_text(json.dumps(described))
-        weights_in = folder / "0_Transformer"
-        weights_in.mkdir()
-        for path in [each for each in folder.iterdir() if each.is_file() and each.name != "modules.json"]:
-            path.rename(weights_in / path.name)
-    weights = load_file(weights_in / "model.safetensors")
+def test_weights_that_are_missing_are_refused_where_they_matter(saved, folder, refuses, lost, matters):
+    weights = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lost)}
     assert len(kept) < len(weights)
-    save_file(kept, weights_in / "model.safetensors", metadata={"format": "pt"})
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     if matters:
         with refuses("key 'teacher'", folder, f"lack 0.{lost}"):
             load_text_teacher(str(folder))
     else:
-        torch.testing.assert_close(load_text_teacher(str(folder)).encode(TEXTS), by_hand(bert, TEXTS))
+        torch.testing.assert_close(load_text_teacher(str(folder)).encode(TEXTS), by_hand(saved, TEXTS))
 
 
 def test_embeddings_that_are_not_finite_are_refused(saved, refuses):

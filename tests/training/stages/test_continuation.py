@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tests.training.evaluation.watched_recipe import write_watched
-from tests.training.recipes import NO_NEW_MODEL, error_of, killed, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, killed, state_of, write_single_stage
 from training.common.run_folder import step_of
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
@@ -100,10 +100,8 @@ def test_recipe_arguments_and_card_tell_what_was_used(write_stopped, tmp_path):
     assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
     run = tmp_path / "run"
     (note,) = read_changes(run)
-    assert (
-        note["step"] == 4
-        and {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1]}.items() <= note["keys"].items()
-    )
+    changed = {"learning_rate": [1e-3, 5e-4], "weight_decay": [None, 0.1]}
+    assert note["step"] == 4 and changed.items() <= note["keys"].items()
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     arguments = json.loads((run / "model/training_arguments.json").read_text())
     assert {key: recipe[key] for key in keys} == {key: arguments[key] for key in keys} == keys
@@ -131,7 +129,6 @@ def test_notes_follow_the_checkpoint_that_is_gone_on_from(tmp_path):
         ({"optim": "sgd"}, "optim"),
         ({"model_config": {"hidden_size": 64}}, "model_config"),
         ({"model_config": None, "model": "some/model", "tokenizer": None}, "model"),
-        ({"tokenizer_vocab_size": 300}, "tokenizer_vocab_size"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
     ],
 )
@@ -147,7 +144,7 @@ def test_other_intervals_hold_from_the_next_step_on(write_stopped, tmp_path):
     keys = {"eval_strategy": "steps", "eval_steps": 7, "logging_steps": 7, "save_steps": 7}
     assert main([str(write_stopped(**keys)), "--resume", "--accept-changes"]) == 0
     assert sorted(step_of(path) for path in (tmp_path / "run").glob("checkpoint-*")) == [2, 4, 7, 10]
-    history = json.loads((tmp_path / "run/checkpoint-10/trainer_state.json").read_text())["log_history"]
+    history = state_of(tmp_path / "run")["log_history"]
     for kind, at in (("eval_loss", [7, 10]), ("loss", [7])):
         assert [line["step"] for line in history if kind in line and line["step"] > 4] == at
 
@@ -159,7 +156,7 @@ def test_another_metric_is_followed_from_then_on(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert main([str(recipe), "--resume", "--accept-changes"]) == 0
     assert "another metric chooses the best model" in caplog.text
-    state = json.loads((tmp_path / "run/checkpoint-10/trainer_state.json").read_text())
+    state = state_of(tmp_path / "run")
     losses = {line["step"]: line["eval_loss"] for line in state["log_history"] if "eval_loss" in line}
     assert state["best_metric"] == min(losses[step] for step in (6, 8, 10))
 
@@ -191,12 +188,12 @@ def test_a_key_changes_with_its_meaning_and_not_with_its_spelling(tmp_path, refu
         check_keys(tmp_path, stage, accept_changes=False)
 
 
-@pytest.mark.parametrize("keys", [["--max_steps", "20"], ["--num_train_epochs", "5"], ["--learning_rate", "1"]])
-def test_a_finished_run_says_how_to_train_on(uninterrupted, capsys, caplog, keys):
-    error = error_of([uninterrupted.parent / "single.yaml", "--resume", "--accept-changes", *keys], capsys)
-    assert "stage 'single' is finished" in error and keys[0][2:] in error
+@pytest.mark.parametrize("key", ["max_steps", "num_train_epochs", "learning_rate"])
+def test_a_finished_run_says_how_to_train_on(uninterrupted, capsys, caplog, key):
+    words = [uninterrupted.parent / "single.yaml", "--resume", "--accept-changes", f"--{key}", "20"]
+    error = error_of(words, capsys)
+    assert "stage 'single' is finished" in error and key in error and "going on" not in caplog.text
     assert f"'model: {uninterrupted / 'model'}'" in error and "--accept-changes" not in error
-    assert "going on" not in caplog.text
 
 
 def test_a_finished_run_may_be_evaluated_on_other_pairs(uninterrupted, tmp_path):
@@ -244,11 +241,9 @@ def test_how_texts_are_divided_may_change_unless_dropout_is_drawn(write_stopped,
 
 def test_a_sample_may_change_unless_the_best_model_is_chosen_by_it(tmp_path, capsys):
     chooses = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
-    for name, keys in (("plain", {}), ("chosen", chooses)):
-        recipe = write_watched(tmp_path / name, **keys)
-        killed(recipe, 5)
-        words = [recipe, "--resume", "--evaluation_sample", "10"]
-        if keys:
-            assert "evaluation_sample: 30 → '10'" in error_of(words, capsys)
-        else:
-            assert main([*map(str, words)]) == 0
+    plain, chosen = write_watched(tmp_path / "plain"), write_watched(tmp_path / "chosen", **chooses)
+    killed(plain, 5)
+    killed(chosen, 5)
+    words = ["--resume", "--evaluation_sample", "10"]
+    assert main([str(plain), *words]) == 0
+    assert "evaluation_sample: 30 → '10'" in error_of([chosen, *words], capsys)

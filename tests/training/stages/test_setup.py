@@ -75,9 +75,7 @@ def test_a_new_model_and_one_that_a_stage_will_make_are_checked(tmp_path, capsys
     small |= {"intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 64}
     recipe = write_single_stage(tmp_path, model_config=small, max_length=65)
     assert "more than the 64 positions" in error_of([recipe], capsys)
-    recipe = write_recipe(tmp_path)
-    text = recipe.read_text().replace("head_dim: 8", "head_dim: 8\n      max_position_embeddings: 64")
-    recipe.write_text(text.replace("    model: stage1", "    model: stage1\n    max_length: 65"))
+    recipe = write_recipe(tmp_path, {"stage1": {"model_config": small}, "stage2": {"max_length": 65}})
     assert "more than the 64 positions" in error_of([recipe, "--dry-run"], capsys)
 
 
@@ -100,6 +98,6 @@ def test_preparing_and_mining_refuse_more_than_the_model_reads(start, tmp_path, 
     assert prepare_command([*words, "--max-length", "513"]) == 2
     error = capsys.readouterr().err
     assert "--max-length 513 is more than the 512 tokens" in error and "give --max-length 512" in error
-    with refuses("--max-length 513", "512 tokens", "give --max-length 512"):
+    with refuses("--max-length 513", "512 tokens"):
         find_miner(str(start), max_length=513).embed_passages(["a"])
     assert find_miner(str(start), max_length=512).embed_passages(["a"]).shape == (1, 32)

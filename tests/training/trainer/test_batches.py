@@ -60,8 +60,7 @@ def all_same(a, b):
     def same(x, y):
         return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
-    pairs = list(zip(a, b, strict=True))
-    return all(x.keys() == y.keys() and all(same(x[key], y[key]) for key in x) for x, y in pairs)
+    return all(x.keys() == y.keys() and all(same(x[key], y[key]) for key in x) for x, y in zip(a, b, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,13 @@ def test_resumed_order_is_the_tail_of_the_uninterrupted_one(
     fresh = loader(prepared_sources, num_hard_negatives, workers, persistent_workers=persistent)
     fresh.set_epoch(epoch)
     resumed = skip_first_batches(fresh, 5)
-    assert all_same(list(resumed), uninterrupted[epoch][5:])
+    assert all_same(resumed, uninterrupted[epoch][5:])
     # The loader itself goes on with whole epochs.
     fresh.set_epoch(1)
-    assert all_same(list(fresh), uninterrupted[1])
+    assert all_same(fresh, uninterrupted[1])
     # Trainer skips first, and then sets the epoch of a plain DataLoader, whose sampler wraps ours.
     resumed.batch_sampler.batch_sampler.set_epoch(1)
-    assert all_same(list(resumed), uninterrupted[1][5:])
+    assert all_same(resumed, uninterrupted[1][5:])
 
 
 def lengths_of(batch):
@@ -122,11 +121,6 @@ def make(prepared_sources, num_hard_negatives):
     )
 
 
-@pytest.fixture
-def collator(make):
-    return make()
-
-
 @pytest.mark.parametrize(("source", "zero"), [(0, {}), (1, {}), (2, {}), (0, {"retrieval": 0})])
 def test_batch_holds_the_texts_of_its_rows(make, prepared_sources, num_hard_negatives, source, zero):
     wanted = prepared_sources[source]
@@ -142,9 +136,9 @@ def test_batch_holds_the_texts_of_its_rows(make, prepared_sources, num_hard_nega
         assert set(row[2:]) <= set(all_of_row[2:]) - {-1}
 
 
-def test_distinct_texts_are_packed_once_and_shortest_first(collator, prepared_sources):
+def test_distinct_texts_are_packed_once_and_shortest_first(make, prepared_sources):
     # Rows 61 apart share their passage, rows in general some negatives.
-    batch = collator(take(prepared_sources, 0, range(80)))
+    batch = make()(take(prepared_sources, 0, range(80)))
     texts = texts_of(batch)
     assert len(set(texts)) == len(texts) < batch["query"].numel() * 4
     used = torch.cat([batch["query"], batch["positive"], batch["negatives"].flatten()])
@@ -158,19 +152,16 @@ def drawn(collator, rows):
     return rows_of(collator(rows), collator.sources[rows[0].key.source])[:, 2:].tolist()
 
 
-def test_draw_does_not_depend_on_the_batch(make, collator, prepared_sources):
-    together = drawn(collator, take(prepared_sources, 1, range(20)))
-    assert drawn(collator, take(prepared_sources, 1, range(20)[::-1])) == together[::-1]
-    assert [drawn(make(), take(prepared_sources, 1, [row])) for row in range(20)] == [[row] for row in together]
-
-
 def numbered(count, negatives, epoch=0):
     """Rows of one and the same texts under different keys."""
     return [Row(RowKey(epoch, 1, row), np.array([0, 1, *negatives])) for row in range(count)]
 
 
-def test_draw_differs_between_rows_epochs_and_seeds(make, collator):
-    negatives = range(2, 8)
+def test_draw_depends_on_row_epoch_and_seed_and_not_on_the_batch(make, prepared_sources):
+    collator, negatives = make(), range(2, 8)
+    together = drawn(collator, take(prepared_sources, 1, range(20)))
+    assert drawn(collator, take(prepared_sources, 1, range(20)[::-1])) == together[::-1]
+    assert [drawn(make(), take(prepared_sources, 1, [row])) for row in range(20)] == [[row] for row in together]
     first = drawn(collator, numbered(200, negatives))
     # 6 · 5 · 4 = 120 ordered draws: about 1 row in 120 draws the same again.
     assert len(set(map(tuple, first))) > 80
@@ -179,14 +170,14 @@ def test_draw_differs_between_rows_epochs_and_seeds(make, collator):
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 10
 
 
-def test_missing_negatives_are_never_drawn_and_the_rest_evenly(collator):
-    draws = drawn(collator, numbered(2000, [-1, 3, 4, -1, 6, 7]))
+def test_missing_negatives_are_never_drawn_and_the_rest_evenly(make):
+    draws = drawn(make(), numbered(2000, [-1, 3, 4, -1, 6, 7]))
     counts = Counter(position for row in draws for position in row)
     assert set(counts) == {3, 4, 6, 7}
     assert all(len(set(row)) == 3 for row in draws)
     assert all(1400 < count < 1600 for count in counts.values())  # 1500 expected, standard deviation 19
     # A row with just enough negatives draws all of them.
-    draws = drawn(collator, numbered(50, [-1, 3, -1, -1, 6, 7]))
+    draws = drawn(make(), numbered(50, [-1, 3, -1, -1, 6, 7]))
     assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from itertools import product
 
@@ -14,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from tests.training.distributed_recipe import STAGES, STEPS, save_model, write_distributed_recipe
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.processes import ROOT, accelerate, free_port, run_bounded, torchrun
+from tests.training.recipes import rewind, state_of
 from training.run_stage import main
 
 SCRIPT = ROOT / "training/run_stage.py"
@@ -67,20 +66,18 @@ def sharded(tmp_path_factory, models):
 
 def losses(stage):
     """What was logged of each step and each validation, times left out."""
-    state = json.loads((stage / f"checkpoint-{STEPS}/trainer_state.json").read_text())
     return [
         {key: value for key, value in line.items() if "loss" in key or "source" in key or key == "grad_norm"}
-        for line in state["log_history"]
+        for line in state_of(stage)["log_history"]
     ]
 
 
 def weights_of(model):
-    """Those that a finished model or adapter holds."""
     return load_file(next(model.glob("*.safetensors")))
 
 
 def largest_difference(stage, other):
-    """Between the weights of two finished models."""
+    """Between the weights of two finished models or adapters."""
     weights, others = (weights_of(folder / "model") for folder in (stage, other))
     assert weights.keys() == others.keys()
     return max((weights[name] - others[name]).abs().max().item() for name in weights)
@@ -94,13 +91,9 @@ def assert_same_training(stage, other):
     assert largest_difference(stage, other) <= 1e-4
 
 
-def rewind(run, stage, folder, models, step=4, **keys):
-    """A copy of a stage's run as if it had ended after ``step``; returns the recipe that goes on with it."""
-    copied = shutil.copytree(run / stage, folder / "run" / stage)
-    shutil.rmtree(copied / "model")
-    for checkpoint in copied.glob("checkpoint-*"):
-        if checkpoint.name != f"checkpoint-{step}":
-            shutil.rmtree(checkpoint)
+def go_on_with(run, stage, folder, models, **keys):
+    """Rewinds a copy of a stage's run; returns the recipe that goes on with it."""
+    rewind(run / stage, folder / "run" / stage, 4)
     data = {"manifest": str(run.parent / "data/manifest.yaml"), "prepared_dir": str(run.parent / "prepared")}
     return write_distributed_recipe(folder, models, [stage], **data, **keys)
 
@@ -141,14 +134,14 @@ def test_sharded_checkpoints_are_sentence_transformers(sharded):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["mixed", "dora"])
 def test_a_sharded_run_resumes(tmp_path, sharded, models, stage):
-    recipe = rewind(sharded, stage, tmp_path, models, use_cpu=False)
+    recipe = go_on_with(sharded, stage, tmp_path, models, use_cpu=False)
     train(accelerate(tmp_path, 2, WORKER, "sharded", recipe, "--resume"))
     assert largest_difference(tmp_path / "run" / stage, sharded / stage) <= 1e-6
 
 
 @pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "dora"])
 def test_one_process_resumes_a_run_of_two(tmp_path, two_processes, models, stage):
-    assert main([str(rewind(two_processes, stage, tmp_path, models)), "--resume"]) == 0
+    assert main([str(go_on_with(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
 
 

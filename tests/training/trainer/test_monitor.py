@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import TrainerState
 
 from tests.training.recipes import error_of, write_single_stage
@@ -38,7 +37,6 @@ def test_lines(monkeypatch):
     terms = ["in_batch", "hard", "distillation"]
     other = step_line({"loss": 123.4, "learning_rate": 0.0}, terms, state(1000), math.nan, 0)
     assert (other.index("lr"), len(other)) == (line.index("lr"), len(line))
-    # Of an evaluation
     logs = {"eval_retrieval": 0.5, "eval_loss": 0.75, "eval_source/qa": 0.5, "eval_pairs_accuracy": 0.25}
     line = evaluation_line({**logs, "eval_pairs_accuracy_dim8": 0.1, "epoch": 1.0}, state(25))
     assert line == "step    25/1,000  validation  loss   0.7500  retrieval   0.5000  pairs accuracy   0.2500"
@@ -102,8 +100,7 @@ def watch(tmp_path, prepared_sources, small_tokenizer):
 def _batch(source="qa"):
     """Rows 4, 7 and 1: texts 0 to 2 are the queries, 3 to 5 the passages, 6 to 8 the negatives."""
     query, positive, negatives = torch.arange(9).reshape(3, 3)
-    indices = {"query": query, "positive": positive, "negatives": negatives[:, None]}
-    return {"source": source, "rows": [4, 7, 1], **indices}
+    return {"source": source, "rows": [4, 7, 1], "query": query, "positive": positive, "negatives": negatives[:, None]}
 
 
 def _gradient(*norms):
@@ -122,7 +119,9 @@ def _notes(folder):
 
 def test_a_spike_is_noted_with_its_source_and_rows(watch, tmp_path, prepared_sources, caplog):
     _feed(watch, [0.9, 1.1] * 20)
-    assert not (tmp_path / NOTES).exists()
+    # It is no spike of another source, which has had too few steps to know.
+    _feed(watch, [9.0] * 19 + [90.0], "topics")
+    assert not _notes(tmp_path)
     watch.loss(41, _batch(), 5.0, _gradient(0.5, 3.0, 1.0))
     (note,) = _notes(tmp_path)
     assert (note["kind"], note["step"], note["source"], note["rows"]) == ("loss spike", 41, "qa", [4, 7, 1])
@@ -142,15 +141,6 @@ def test_falling_and_constant_losses_do_not_spike(watch, tmp_path, uninterrupted
     assert not _notes(tmp_path) and not _notes(uninterrupted)
     watch.loss(40, _batch(), mean * 1.5, _gradient())
     assert len(_notes(tmp_path)) == 1
-
-
-def test_losses_are_compared_within_their_source_and_when_there_are_enough(watch, tmp_path):
-    _feed(watch, [0.9, 1.1] * 15, "qa")
-    _feed(watch, [9.0] * 19, "topics")
-    watch.loss(60, _batch("topics"), 90.0, _gradient())
-    assert not _notes(tmp_path)
-    watch.loss(61, _batch("qa"), 9.0, _gradient())
-    assert [note["source"] for note in _notes(tmp_path)] == ["qa"]
 
 
 def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
@@ -192,8 +182,6 @@ def test_a_step_that_is_not_finite_is_noted_and_not_taken(tmp_path, monkeypatch,
     assert len(note["rows"]) > 5 == len(note["worst"]) and {row["row"] for row in note["worst"]} < set(note["rows"])
     assert all(row["query"].startswith("the ") for row in note["worst"])
     assert last_checkpoint(run) == run / "checkpoint-3"
-    weights = load_file(run / "checkpoint-3/model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
     resumes_exactly(recipe)
 
 

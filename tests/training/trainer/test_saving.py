@@ -24,39 +24,28 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
 def overwrite(path):
     path.write_bytes(os.urandom(path.stat().st_size))
 
 
-DAMAGES = [cut, empty, overwrite]
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [cut, overwrite])
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_file_is_named_and_the_checkpoint_before_offered(
-    recipe, tmp_path, capsys, resumes_exactly, file, damage
-):
+def test_a_damaged_file_is_named_and_the_one_before_offered(recipe, tmp_path, capsys, resumes_exactly, file, damage):
     newest = tmp_path / "run/checkpoint-4"
     damage(newest / file)
     error = error_of([str(recipe), "--resume"], capsys)
     assert error.startswith(f"error: {newest}: cannot be resumed from: {file} cannot be read (")
-    assert error.endswith(
-        "move that folder elsewhere and run the same command with --resume to go on from checkpoint-2"
-    )
+    assert error.endswith("elsewhere and run the same command with --resume to go on from checkpoint-2")
     if (file, damage) == ("optimizer.pt", cut):
         newest.rename(tmp_path / "elsewhere")
         resumes_exactly(recipe)
 
 
 @pytest.mark.parametrize("file", [*FILES, "config.json"])
-def test_a_checkpoint_that_lacks_a_file_is_passed_over_with_a_warning(
-    recipe, tmp_path, caplog, check_same_weights, file
-):
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(recipe, tmp_path, caplog, check_same_weights, file):
     (tmp_path / "run/checkpoint-4" / file).unlink()
     assert main([str(recipe), "--resume"]) == 0
     assert f"checkpoint-4 lacks {file}; going on from checkpoint-2" in caplog.text
@@ -73,7 +62,7 @@ def test_content_that_does_not_fit_in_the_only_checkpoint(recipe, tmp_path, caps
     assert error.endswith("start again with another output_dir") and not (tmp_path / "run/model").exists()
 
 
-@pytest.mark.parametrize("damage", [empty, overwrite, lambda path: path.write_text("- 1\n- 2\n")])
+@pytest.mark.parametrize("damage", [overwrite, lambda path: path.write_text("- 1\n- 2\n")])
 @pytest.mark.parametrize("file", ["recipe.yaml", "data.json"])
 def test_a_damaged_record_of_the_run_is_named(recipe, tmp_path, capsys, file, damage):
     damage(tmp_path / "run" / file)

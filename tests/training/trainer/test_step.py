@@ -91,7 +91,8 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     wanted_loss, wanted_gradient, wanted = at_once(tiny_model, loss_of)
     passes = []
     tiny_model.register_forward_hook(lambda *_: passes.append(None))
-    loss, lengths = cached_step(tiny_model).run(batch, loss_of)
+    step = cached_step(tiny_model)
+    loss, lengths = step.run(batch, loss_of)
     # All chunks but the last are encoded twice.
     assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
     assert_equal(loss, wanted_loss)
@@ -99,9 +100,11 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     # Without gradient, the embeddings are the same.
     wanted_embeddings = embed_batch(tiny_model, batch_of())
     assert_equal(embed_batch(tiny_model, batch, width=8), wanted_embeddings[:, :8])
+    # Gradients add up.
+    step.run(batch, loss_of)
     found = gradients(tiny_model)
     for name, weights in wanted.items():
-        assert_equal(found[name], weights, name)
+        assert_equal(found[name], 2 * weights, name)
 
 
 def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):

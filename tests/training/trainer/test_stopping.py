@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import signal
@@ -11,7 +10,7 @@ import pytest
 
 from tests.training.evaluation.watched_recipe import history, write_watched
 from tests.training.processes import SignalAt, start
-from tests.training.recipes import KilledError, error_of, grow_loss, killed, write_recipe, write_single_stage
+from tests.training.recipes import KilledError, error_of, grow_loss, killed, state_of, write_recipe, write_single_stage
 from training.common.run_folder import STAGING, last_checkpoint, numbered_checkpoints, step_of
 from training.run_stage import main
 from training.trainer.trainer import F2LLMTrainer
@@ -19,19 +18,8 @@ from training.trainer.trainer import F2LLMTrainer
 BOTH = [signal.SIGTERM, signal.SIGINT]
 
 
-def _state(run):
-    return json.loads((last_checkpoint(run) / "trainer_state.json").read_text())
-
-
 def steps(run):
     return [step_of(path) for path in numbered_checkpoints(run)]
-
-
-def as_run(checkpoint, folder):
-    """A folder whose finished model is a checkpoint."""
-    folder.mkdir()
-    (folder / "model").symlink_to(checkpoint)
-    return folder
 
 
 EPOCH = {"save_strategy": "epoch", "save_steps": None}
@@ -43,7 +31,7 @@ EPOCH = {"save_strategy": "epoch", "save_steps": None}
         # While the step after the fourth is computed; checkpoints are due after every third.
         ({}, [SignalAt("step", 4, signal.SIGTERM)], 5),
         ({}, [SignalAt("step", 4, signal.SIGINT)], 5),
-        # A termination that is passed on may arrive twice.
+        # A termination may arrive twice.
         ({}, [SignalAt("step", 4, signal.SIGTERM)] * 2, 5),
         # While a checkpoint is written.
         ({}, [SignalAt("checkpoint", 1, signal.SIGTERM)], 7),
@@ -63,7 +51,7 @@ def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, resumes_exactly, k
     )
     assert not (run / "model").exists()
     # Nobody waits for an evaluation before the end.
-    assert step > 5 or not [line for line in _state(run)["log_history"] if "eval_loss" in line]
+    assert step > 5 or not [line for line in state_of(run)["log_history"] if "eval_loss" in line]
     resumes_exactly(recipe)
 
 
@@ -76,31 +64,26 @@ def test_loader_workers_outlive_a_signal_to_the_whole_group(tmp_path, resumes_ex
     resumes_exactly(*map(str, words))
 
 
-@pytest.mark.parametrize("first", BOTH)
-def test_a_second_interrupt_ends_at_once(tmp_path, first):
-    signals = [SignalAt("step", 4, first), SignalAt("step", 4, signal.SIGINT)]
-    stopped = start([write_single_stage(tmp_path)], tmp_path, signals)
-    assert stopped.wait() == 130
-    assert stopped.line() == "stopped: SIGINT: ended at once. To go on, run the same command with --resume"
-    assert last_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoint-3"
-
-
 def test_a_signal_too_late_for_its_stage_stops_before_the_next(tmp_path):
     stopped = start([write_recipe(tmp_path)], tmp_path, [SignalAt("step", 9, signal.SIGTERM)])
-    assert stopped.wait() == 143
-    assert "after the last step" in stopped.line()
+    assert stopped.wait() == 143 and "after the last step" in stopped.line()
     assert (tmp_path / "run/stage1/model/config.json").exists() and not (tmp_path / "run/stage2").exists()
 
 
-@pytest.mark.parametrize("place", ["setup", "finish"])
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_outside_of_the_training_is_one_line(tmp_path, resumes_exactly, place, number):
-    words = [write_single_stage(tmp_path)]
-    stopped = start(words, tmp_path, [SignalAt(place, 0, number)])
-    assert stopped.wait() == 128 + number
-    assert stopped.line().endswith("ended at once. To go on, run the same command with --resume")
+@pytest.mark.parametrize("signals", [[("setup", 0)], [("finish", 0)], [("step", 4), ("step", 4)]])
+def test_a_signal_outside_of_the_training_or_a_second_interrupt_ends_at_once(
+    tmp_path, resumes_exactly, signals, number
+):
+    recipe = write_single_stage(tmp_path)
+    *first, last = [SignalAt(*at, number) for at in signals]
+    # Of two signals, the second is an interrupt: a termination that is passed on may arrive twice.
+    last = last._replace(number=signal.SIGINT) if first else last
+    stopped = start([recipe], tmp_path, [*first, last])
+    assert stopped.wait() == 128 + last.number
+    assert stopped.line().endswith(": ended at once. To go on, run the same command with --resume")
     if number == signal.SIGTERM:
-        resumes_exactly(words[0])
+        resumes_exactly(recipe)
 
 
 @pytest.mark.parametrize(("place", "nth"), [("step", 9), ("evaluation", 1)])
@@ -123,26 +106,22 @@ def choosing(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_the_best_checkpoint_is_chosen_as_without_interruption(
-    tmp_path, monkeypatch, choosing, check_same_weights, limit
-):
+def test_the_best_checkpoint_outlives_interruptions(tmp_path, monkeypatch, choosing, check_same_weights, limit):
     grow_loss(monkeypatch)
     keys, expected = choosing
     first = 3 if keys["save_strategy"] == "steps" else 5
     words = [write_single_stage(tmp_path, **keys, save_total_limit=limit)]
     run = tmp_path / "run"
     # First at a step whose evaluation decides, then in between: the newest checkpoint must outlive the best one's rule.
-    for resumed_from, step in ((0, first), (first, 8)):
-        resume = ["--resume"] if resumed_from else []
-        stopped = start([*words, *resume], tmp_path, [SignalAt("step", step - resumed_from - 1, signal.SIGTERM)])
+    for resume, step, steps_before in (([], first, first - 1), (["--resume"], 8, 7 - first)):
+        stopped = start([*words, *resume], tmp_path, [SignalAt("step", steps_before, signal.SIGTERM)])
         assert stopped.wait() == 143
         assert f"saved {run / f'checkpoint-{step}'}." in stopped.line()
         assert last_checkpoint(run) == run / f"checkpoint-{step}"
-        assert _state(run)["best_model_checkpoint"] == str(run / f"checkpoint-{first}")
-    resumed = start([*words, "--resume"], tmp_path)
-    assert resumed.wait() == 0, resumed.output
+        assert state_of(run)["best_model_checkpoint"] == str(run / f"checkpoint-{first}")
+    assert main([str(words[0]), "--resume"]) == 0
     check_same_weights(run, expected)
-    check_same_weights(run, as_run(run / f"checkpoint-{first}", tmp_path / "best"))
+    check_same_weights(run, model=run / f"checkpoint-{first}")
 
 
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "pairs_accuracy"}
@@ -168,9 +147,9 @@ def test_the_stage_ends_in_its_best_checkpoint(tmp_path, check_same_weights):
     # No checkpoint was due before the end: the best one is written when it is found.
     assert list(found) == [2, 4, 6, 8, 10] and wanted < 10
     best = run / f"checkpoint-{wanted}"
-    assert _state(run)["best_model_checkpoint"] == str(best)
+    assert state_of(run)["best_model_checkpoint"] == str(best)
     assert steps(run) == sorted({wanted, 10})
-    check_same_weights(run, as_run(best, tmp_path / "best"))
+    check_same_weights(run, model=best)
 
 
 def test_one_whose_model_was_not_written_trains_no_further(stopped, tmp_path, monkeypatch, check_same_weights, caplog):

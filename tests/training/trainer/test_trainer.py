@@ -51,15 +51,6 @@ def test_terms_are_cross_entropies_of_cosines(embeddings):
     torch.testing.assert_close(terms["hard"], hard)
 
 
-@pytest.mark.parametrize("task_type", ["clustering", "classification"])
-@pytest.mark.parametrize("mask_duplicates", [False, True])
-def test_other_task_types_have_no_in_batch_term(embeddings, task_type, mask_duplicates):
-    objective = Objective(0.1, DIMS, mask_duplicates)
-    terms = objective.terms(embeddings, batch_of(task_type))
-    assert list(terms) == ["hard"]
-    assert terms["hard"].item() == objective.terms(embeddings, batch_of())["hard"].item()
-
-
 @pytest.mark.parametrize("dims", [None, DIMS])
 @pytest.mark.parametrize(
     ("query", "positive", "left_out"),
@@ -80,15 +71,10 @@ def test_masked_duplicates_are_left_out_of_the_in_batch_negatives(embeddings, di
     assert terms["in_batch"].item() == wanted.item()
     plain = Objective(0.05, dims).terms(embeddings, batch)
     assert terms["hard"].item() == plain["hard"].item()
-    if left_out:
-        assert terms["in_batch"].item() < plain["in_batch"].item()
-
-
-def test_rows_that_are_all_duplicates_have_no_in_batch_loss_and_no_nan(embeddings):
-    batch = batch_of(query=[0, 0, 0], positive=[1, 1, 1])
-    term = Objective(mask_duplicates=True).terms(embeddings, batch)["in_batch"]
-    assert term.item() == 0
-    term.backward()
+    assert terms["in_batch"].item() < plain["in_batch"].item()
+    # No loss, and no NaN, if all rows are duplicates.
+    assert (terms["in_batch"].item() == 0) == (len(left_out) == 6)
+    terms["in_batch"].backward()
     assert embeddings.grad.isfinite().all()
 
 
@@ -114,9 +100,12 @@ def teacher():
 
 
 @pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
-def test_distillation_is_the_squared_distance_of_each_role(embeddings, teacher, task_type):
+def test_terms_of_a_task_and_the_squared_distance_of_each_role_to_the_teacher(embeddings, teacher, task_type):
     batch = batch_of(task_type)
     plain = Objective(dims=DIMS).terms(embeddings, batch)
+    # Only retrieval has an in-batch term.
+    assert list(plain) == (["in_batch", "hard"] if task_type == "retrieval" else ["hard"])
+    assert plain["hard"].item() == Objective(dims=DIMS).terms(embeddings, batch_of())["hard"].item()
     terms = Objective(dims=DIMS, distillation_weight=0.5).terms(embeddings, batch, teacher)
     distances = (embeddings - teacher[:, :WIDTH]).square()
     wanted = 0.5 * sum(distances[batch[role]].mean() for role in ("query", "positive", "negatives"))
@@ -153,17 +142,11 @@ def test_logged_terms_are_those_computed_directly(
 ):
     counts = {f"num_hard_negatives_{task_type}": count for task_type, count in num_hard_negatives.items()}
     args = StageArguments(
-        output_dir=str(tmp_path),
-        model="of the test",
-        global_batch_size=16,
-        max_tokens_per_forward=max_tokens_per_forward,
-        distillation_weight=0.5,
+        **{"output_dir": str(tmp_path), "model": "of the test", "use_cpu": True, "max_length": 48, **counts},
+        **{"max_tokens_per_forward": max_tokens_per_forward, "global_batch_size": 16, "distillation_weight": 0.5},
         learning_rate=0.0,  # the weights stay what they are
-        max_steps=8,
-        logging_steps=logging_steps,
-        logging_first_step=False,
-        **{"max_length": 48, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True},
-        **counts,
+        **{"max_steps": 8, "logging_steps": logging_steps, "logging_first_step": False},
+        **{"save_strategy": "no", "report_to": [], "disable_tqdm": True},
     )
     model, teacher = new_model(tiny_config, 0), Teacher(new_model(tiny_config, 1, width=48))
     trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, distillation=Distillation(32, teacher))
