@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import error_of, state_of, write_recipe, write_single_stage
 from tests.training.stages.test_prune_stage import write_pruning
 from training.common.run_folder import RECIPE, numbered_checkpoints
@@ -105,3 +106,24 @@ def test_a_stage_that_prunes_is_planned(tmp_path, capsys):
     parameters = [line.split()[-2] for line in (before, cut, student)]
     assert cut.split()[3] == parameters[0] != parameters[1] == parameters[2]
     assert any(line.startswith("all stages: about ") for line in lines)
+
+
+def test_a_dry_run_prepares_texts_for_a_teacher_that_reads_them(tmp_path):
+    teacher = save_foreign_teacher(tmp_path / "teacher", width=40)
+    recipe = str(write_single_stage(tmp_path, teacher=str(teacher), max_steps=1))
+    assert main([recipe, "--dry-run"]) == 0
+    (made,) = (tmp_path / "run/prepared").glob("tiny_*")
+    assert made.name.endswith("-texts")
+    assert main([recipe]) == 0 and [*(tmp_path / "run/prepared").glob("tiny_*")] == [made]
+
+
+def test_the_folder_of_a_run_is_its_model(tmp_path, capsys):
+    assert main([str(write_single_stage(tmp_path / "first", max_steps=1))]) == 0
+    run = tmp_path / "first/run"
+    keys = {"model": str(run), "tokenizer": str(run), "teacher": str(run), "model_config": None}
+    recipe = str(write_single_stage(tmp_path / "second", max_steps=1, **keys))
+    assert main([recipe, "--dry-run"]) == 0 and main([recipe]) == 0
+    # Without the teacher there is nothing that the stage would lack.
+    assert main([recipe, "--dry-run", "--teacher", "no/folder/of/that/name", "--distillation_weight", "0"]) == 0
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in error_of([recipe, "--dry-run", "--model", str(tmp_path / "empty")], capsys)
