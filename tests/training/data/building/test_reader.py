@@ -76,7 +76,7 @@ def test_load_options_and_splits(tmp_path, load):
 @pytest.mark.parametrize(
     ("dataset", "options", "parts"),
     [
-        ("json", {"data_files": "good.jsonl", "split": "test"}, ("cannot load", "'json'", "check")),
+        ("json", {"data_files": "good.jsonl", "split": "test"}, ("cannot load", "'json'", "splits train")),
         ("some/set-that-is-nowhere", {}, ("cannot load", "some/set-that-is-nowhere", "check")),
         ("csv", {}, ("'csv'", "'data_files'")),
         ("saved", {}, ("'train'", "test")),
