@@ -75,16 +75,12 @@ def find_base(adapter: AdapterFolder, given: str | None = None) -> tuple[Referen
     if not is_hub_name(name):
         raise UserError(f"{adapter.name}: its base {name!r} is not a name on the Hub; give it with --base ORG/NAME")
     if name == adapter.base:
-        commit = _commit(adapter)
+        commit = adapter.base_revision if COMMIT.fullmatch(adapter.base_revision or "") else None
         return Reference("hub", name, commit), "trained", cached_base(name, commit)
     model = cached_base(name)
     if model is None:
         return Reference("hub", name), "stated", None
     return Reference("hub", name, model.folder.name), _match(adapter, name, model), model
-
-
-def _commit(adapter: AdapterFolder) -> str | None:
-    return adapter.base_revision if COMMIT.fullmatch(adapter.base_revision or "") else None
 
 
 def _trained_on(adapter: AdapterFolder) -> BaseModel | None:
@@ -188,12 +184,9 @@ def merged_adapter(state: ModelState, base: str | None = None) -> AdapterRecord 
         raise UserError(f"--base {base}: {state.folder} has no adapter, merged or not; leave it out")
     noted = read_json(path)["base"]
     merged = AdapterFolder(str(state.folder), noted["name"], noted["revision"])
-    if base is not None:
+    reference, match = local_reference(merged.base), "trained"
+    if base is not None or is_hub_name(merged.base):
         reference, match, _ = find_base(merged, base)
-    else:
-        is_on_hub = is_hub_name(merged.base)
-        reference = Reference("hub", merged.base, _commit(merged)) if is_on_hub else local_reference(merged.base)
-        match = "trained"
     # All states of a run have the same kind of adapter.
     states = (state.run / FINAL_MODEL, *numbered_checkpoints(state.run))
     trained = next((folder for folder in states if (folder / ADAPTER_CONFIG).is_file()), None)

@@ -209,10 +209,7 @@ def _others(evaluation: Evaluation, label: str) -> list[list[Any]]:
 
 
 def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> dict[str, Any] | None:
-    """Bytes of a vector and score by width and precision; None if only one was scored.
-
-    ``share`` is the percent of the full score at ``width``, if known.
-    """
+    """Bytes and score by width and precision, and ``share`` of the full score in percent; None if only one is known."""
     points = {precision: dict(line) for precision, line in dimension_points(evaluation, label).items()}
     if sum(map(len, points.values())) < 2:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,8 +14,7 @@ from training.evaluation.records import Evaluation, by_task, model_scores, task_
 from training.publishing.record import ModelRelease, Reference, SourceRecord, StageRecord
 
 LIBRARY, PIPELINE = "sentence-transformers", "sentence-similarity"
-# The Hub's relation to the base model, and the name on the card, by the kind of a stage.
-_RELATIONS = {"merging": "merge"}
+# The name on the card by the kind of a stage.
 _KINDS = {
     "unknown": "not recorded",
     "adapter": "training of an adapter",
@@ -38,8 +37,8 @@ def model_metadata(release: ModelRelease, evaluation: Evaluation, label: str | N
         # text-embeddings-inference loads no adapters.
         tags = [tag for tag in tags if tag != "text-embeddings-inference"] + ["peft", "lora"]
     bases = list(dict.fromkeys(each.name for each in origins(release) if each.kind == "hub"))
-    kind = release.stages[-1].kind if release.stages else None
-    relation = "adapter" if release.is_adapter else _RELATIONS.get(kind, "finetune")
+    is_merged = bool(release.stages) and release.stages[-1].kind == "merging"
+    relation = "adapter" if release.is_adapter else "merge" if is_merged else "finetune"
     known = [source.dataset for stage in release.stages for source in stage.sources if source.dataset]
     metadata = ModelCardData(
         language=languages or None,
@@ -52,34 +51,30 @@ def model_metadata(release: ModelRelease, evaluation: Evaluation, label: str | N
         datasets=list(dict.fromkeys([*known, *datasets])) or None,
         # Only a card with results has an index of models.
         model_name=release.name if label else None,
-        eval_results=_evaluation_results(evaluation, label) if label else None,
+        eval_results=list(_evaluation_results(evaluation, label)) if label else None,
     )
     return header(metadata)
 
 
-def _evaluation_results(evaluation: Evaluation, label: str) -> list[EvalResult]:
+def _evaluation_results(evaluation: Evaluation, label: str) -> Iterator[EvalResult]:
     """The float32 scores by width and task: means over the subsets of a task, in [0, 1]."""
     widths = sorted({score.dimension for score in evaluation.select(model=label, precision="float32")}, reverse=True)
-    results = []
     for width in widths:
         view = "" if width == widths[0] else f", first {width} dimensions"
         for scores in by_task(model_scores(evaluation, label, width)).values():
             first = scores[0]
-            results.append(
-                EvalResult(
-                    task_type=first.task_type.lower() or "unknown",
-                    task_name=first.task_type,
-                    dataset_type="-".join(one_line(first.task).split()) or "unknown",
-                    dataset_name=first.task,
-                    dataset_config=first.subset if len(scores) == 1 else None,
-                    dataset_split=first.split,
-                    dataset_revision=first.data or None,
-                    metric_type=first.metric,
-                    metric_name=f"{first.metric}{view}",
-                    metric_value=round(task_mean(scores), 6),
-                )
+            yield EvalResult(
+                task_type=first.task_type.lower() or "unknown",
+                task_name=first.task_type,
+                dataset_type="-".join(one_line(first.task).split()) or "unknown",
+                dataset_name=first.task,
+                dataset_config=first.subset if len(scores) == 1 else None,
+                dataset_split=first.split,
+                dataset_revision=first.data or None,
+                metric_type=first.metric,
+                metric_name=f"{first.metric}{view}",
+                metric_value=round(task_mean(scores), 6),
             )
-    return results
 
 
 def reference_text(reference: Reference, links: Mapping[str, str]) -> Markdown:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from glob import escape
@@ -147,16 +146,14 @@ class Lineage:
             return replace(record, given=tuple(arguments), parents=starts)
         if record.kind == "unknown":
             return record
-        progress, given = progress_of(state), _in_effect(state, clean_arguments(state.keys))
+        given = _in_effect(state, clean_arguments(state.keys))
         return replace(
             record,
             given=tuple(given),
             # The run's list wins where a recipe was edited since.
             arguments={**arguments, **given, **arguments},
             sources=sources_of(state),
-            steps=progress.steps,
-            epochs=progress.epochs,
-            metrics=progress.metrics,
+            **progress_of(state),
             changes=_changes(state),
         )
 
@@ -225,26 +222,25 @@ def _in_effect(state: ModelState, arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key not in unread.union(_PRUNING)}
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a training went: optimizer steps and epochs, None if the run's log is gone."""
-
-    steps: int | None = None
-    epochs: float | None = None
-    # Of the last evaluation, by Trainer's name, and train_loss, the mean loss of the last logged steps.
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def progress_of(state: ModelState) -> Progress:
-    """Return what a run's log says of one of its models.
+def progress_of(state: ModelState) -> dict[str, Any]:
+    """Return ``steps``, ``epochs`` and ``metrics`` of a :class:`StageRecord`, as the run's log has them for a model.
 
     The finished model is that of the last step, or of the best evaluated one with ``load_best_model_at_end``. Nothing
     is known of it without the checkpoint of the last step.
     """
-    trained = _trainer_state(state)
-    if trained is None:
-        return Progress()
+    folder, unknown = state.folder, {"steps": None, "epochs": None, "metrics": {}}
+    if (folder / MERGED_ADAPTER).is_file():
+        # The base merged with the run's adapter, or with one of its checkpoints.
+        folder = state.run / Path(read_json(folder / MERGED_ADAPTER)["adapter"]["name"]).name
+    # A checkpoint may be kept outside its run.
+    checkpoint = last_checkpoint(state.run) if folder.name == FINAL_MODEL else folder
+    if checkpoint is None:
+        return unknown
+    trained = read_json(checkpoint / STATE)
     step = trained["global_step"]
+    ended = step >= trained["max_steps"] or state.keys.get("early_stopping_patience") is not None
+    if not ended and folder is not checkpoint:
+        return unknown
     if state.folder.name == FINAL_MODEL and state.keys.get("load_best_model_at_end"):
         step = trained["best_global_step"] or step
     history = [entry for entry in trained["log_history"] if entry["step"] <= step]
@@ -252,21 +248,9 @@ def progress_of(state: ModelState) -> Progress:
     evaluated = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     metrics = {key: value for key, value in evaluated.items() if key.startswith("eval_") and not key.endswith(TIMING)}
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    return Progress(step, epochs, {**metrics, "train_loss": losses[-1]} if losses else metrics)
-
-
-def _trainer_state(state: ModelState) -> dict[str, Any] | None:
-    folder = state.folder
-    if (folder / MERGED_ADAPTER).is_file():
-        # The base merged with the run's adapter, or with one of its checkpoints.
-        folder = state.run / Path(read_json(folder / MERGED_ADAPTER)["adapter"]["name"]).name
-    # A checkpoint may be kept outside its run.
-    checkpoint = last_checkpoint(state.run) if folder.name == FINAL_MODEL else folder
-    if checkpoint is None:
-        return None
-    trained = read_json(checkpoint / STATE)
-    ended = trained["global_step"] >= trained["max_steps"] or state.keys.get("early_stopping_patience") is not None
-    return trained if ended or folder is checkpoint else None
+    if losses:
+        metrics["train_loss"] = losses[-1]
+    return {"steps": step, "epochs": epochs, "metrics": metrics}
 
 
 def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:

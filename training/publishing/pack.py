@@ -104,13 +104,22 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
     Raises:
         StoppedError: If the folder cannot be written.
     """
-    _check(options)
+    with user_error(f"--name {options.name!r}", "give a name for a repository, without its organisation"):
+        check_repository(f"org/{options.name}", "the repository")
+    if options.dtype not in (None, *DTYPES):
+        raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
+        raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
     output = output.resolve()
     state = find_state(run, options.checkpoint)
     check_output(output, filter(None, (state.folder, options.evaluation, options.licence_file)))
     with ExitStack() as stack:
         stack.enter_context(locked(output))
-        _check_output(output)
+        is_packed = (output / RECORD).is_file()
+        if is_packed and (changed := next(changed_files(vars(load_release(output)), contents_of(output)), None)):
+            raise UserError(f"{output}: {changed} was changed since it was packed; move it or give another --output")
+        if not is_packed and output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output}: exists and is no packed model; give another --output")
         if state.kind == "adapter":
             files, adapter = read_adapter(state, options.base)
         else:
@@ -123,10 +132,9 @@ def pack(run: Path, output: Path, options: PackOptions) -> Path:
 def _pack(
     lineage: Lineage, files: ModelFiles, adapter: AdapterRecord | None, output: Path, options: PackOptions
 ) -> None:
-    state, stages = lineage.state, lineage.records
-    licence = options.licence or _licence_of(lineage)
-    text = _licence_text(licence, options.licence_file)
-    trained = [each for each in lineage.states.values() if each.kind not in ("pruning", "merging")]
+    state, states, stages = lineage.state, lineage.states, lineage.records
+    licence, text = _licence_and_text(lineage, options.licence, options.licence_file)
+    trained = [each for each in states.values() if each.kind not in ("pruning", "merging")]
     release = ModelRelease(
         name=options.name,
         licence=licence,
@@ -144,11 +152,21 @@ def _pack(
             copy_model_files(files, scratch, release.dtype)
             write_json(scratch / ARGUMENTS, stage_arguments(state))
             (scratch / LICENCE).write_text(text, encoding="utf-8")
-            write_evaluation(state, lineage.states, options.name, scratch, options.evaluation)
+            write_evaluation(state, states, options.name, scratch, options.evaluation)
             # After everything that may be refused: weights may take minutes.
             copy_weights(files.weights, scratch, release.dtype, options.max_shard_size)
-            _describe(scratch, release, lineage)
-            check_nothing_private(scratch, private_texts(lineage.states.values()))
+            # Losses, record, figures and card: each is made from what is there before it.
+            # The log of a checkpoint ends at its step.
+            logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in states.items()}
+            save_losses(logs, scratch)
+            (scratch / RECORD).write_text(release.to_json(), encoding="utf-8")
+            draw_figures(scratch)
+            (scratch / CARD).write_text(model_card(scratch), encoding="utf-8")
+            contents = contents_of(scratch)
+            sizes = {name: content.size for name, content in contents.items()}
+            hashes = {name: content.sha256 for name, content in contents.items()}
+            (scratch / RECORD).write_text(replace(release, files=sizes, sha256=hashes).to_json(), encoding="utf-8")
+            check_nothing_private(scratch, private_texts(states.values()))
             # The record has the hashes of all other files.
             if (output / RECORD).is_file() and filecmp.cmp(scratch / RECORD, output / RECORD, shallow=False):
                 logger.info("%s: holds this release already", output)
@@ -160,47 +178,24 @@ def _pack(
         raise StoppedError(f"{output}: could not be written ({in_one_line(error)}); make room or mend that") from error
 
 
-def _check(options: PackOptions) -> None:
-    with user_error(f"--name {options.name!r}", "give a name for a repository, without its organisation"):
-        check_repository(f"org/{options.name}", "the repository")
-    if options.dtype not in (None, *DTYPES):
-        raise UserError(f"--dtype {options.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    if options.licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", options.licence):
-        raise UserError(f"--licence {options.licence!r} is not an identifier such as apache-2.0 or cc-by-nc-4.0")
-
-
-def _check_output(output: Path) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / RECORD).is_file():
-        raise UserError(f"{output}: exists and is no packed model; give another --output")
-    if changed := next(changed_files(vars(load_release(output)), contents_of(output)), None):
-        raise UserError(f"{output}: {changed} was changed since it was packed; move it or give another --output")
-
-
-def _describe(folder: Path, release: ModelRelease, lineage: Lineage) -> None:
-    """Add losses, record, figures and card, each of which is made from what is there before it."""
-    # The log of a checkpoint ends at its step.
-    logs = {name: each.run if each.folder.name == FINAL_MODEL else each.folder for name, each in lineage.states.items()}
-    save_losses(logs, folder)
-    (folder / RECORD).write_text(release.to_json(), encoding="utf-8")
-    draw_figures(folder)
-    (folder / CARD).write_text(model_card(folder), encoding="utf-8")
-    contents = contents_of(folder)
-    sizes = {name: content.size for name, content in contents.items()}
-    complete = replace(release, files=sizes, sha256={name: content.sha256 for name, content in contents.items()})
-    (folder / RECORD).write_text(complete.to_json(), encoding="utf-8")
-
-
-def _licence_of(lineage: Lineage) -> str:
-    doubts = list(dict.fromkeys(_doubts(lineage)))
-    if doubts:
-        raise UserError(
-            f"--licence is missing, and does not follow from {doubts[0]}, the first of {len(doubts)} such; give it, "
-            f"such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as --licence-file"
-        )
-    logger.info("licence: %s; the data, and what training started from, allow it", OWN_LICENCE)
-    return OWN_LICENCE
+def _licence_and_text(lineage: Lineage, licence: str | None, path: Path | None) -> tuple[str, str]:
+    if licence is None:
+        if doubts := list(dict.fromkeys(_doubts(lineage))):
+            raise UserError(
+                f"--licence is missing, and does not follow from {doubts[0]}, the first of {len(doubts)} such; give "
+                f"it, such as {OWN_LICENCE}, or cc-by-nc-4.0 with its text as --licence-file"
+            )
+        licence = OWN_LICENCE
+        logger.info("licence: %s; the data, and what training started from, allow it", licence)
+    if path is None:
+        if licence.lower() != OWN_LICENCE:
+            raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")
+        path = Path(__file__).resolve().parents[2] / "LICENSE"
+    with user_error(f"--licence-file {path}: cannot be read", "give the licence's text"):
+        text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
+    return licence, text
 
 
 def _doubts(lineage: Lineage) -> Iterator[str]:
@@ -208,7 +203,7 @@ def _doubts(lineage: Lineage) -> Iterator[str]:
         if stage.kind == "unknown" or (stage.kind in ("training", "adapter", "merged_adapter") and not stage.sources):
             yield f"the data of {stage.name} (not known)"
         for source in stage.sources:
-            if not _is_permissive(source.licence):
+            if (source.licence or "").strip().lower() not in PERMISSIVE:
                 yield f"source {source.name} ({source.licence or 'no licence in the manifest'})"
     for name, state in lineage.states.items():
         # Neither recipe nor manifest names the first data any more.
@@ -218,21 +213,5 @@ def _doubts(lineage: Lineage) -> Iterator[str]:
         # The remains of a path are not the name of a repository.
         cached = try_to_load_from_cache(path, CARD) if is_hub_name(path) else None
         licence = card_field(Path(cached) if isinstance(cached, str) else Path(path) / CARD, "license")
-        if not (isinstance(licence, str) and _is_permissive(licence)):
+        if not (isinstance(licence, str) and licence.strip().lower() in PERMISSIVE):
             yield f"model {name or path} ({licence or 'no licence on a card here'})"
-
-
-def _is_permissive(licence: str | None) -> bool:
-    return licence is not None and licence.strip().lower() in PERMISSIVE
-
-
-def _licence_text(licence: str, path: Path | None) -> str:
-    if path is None:
-        if licence.lower() != OWN_LICENCE:
-            raise UserError(f"--licence {licence}: its text is missing; give it with --licence-file")
-        path = Path(__file__).resolve().parents[2] / "LICENSE"
-    with user_error(f"--licence-file {path}: cannot be read", "give the licence's text"):
-        text = path.read_text(encoding="utf-8")
-    if not text.strip():
-        raise UserError(f"--licence-file {path}: is empty; give the licence's text")
-    return text

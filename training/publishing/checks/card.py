@@ -55,8 +55,7 @@ def check_card(packed: PackedFolder) -> Iterator[Finding]:
     wanted = ModelCard(model_card(packed.path)).data
     for field in _FIELDS:
         if header.get(field) != wanted.get(field):
-            wrong = f"{field} of the header is {header.get(field)!r}, not {wanted.get(field)!r}"
-            yield Finding(CARD, wrong)
+            yield Finding(CARD, f"{field} of the header is {header.get(field)!r}, not {wanted.get(field)!r}")
 
 
 def foreign_examples(packed: PackedFolder) -> list[str]:

@@ -32,12 +32,10 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _leave_network() -> str | None:
-    """Move this process into a network namespace without devices; return why the system does not allow it.
-
-    An unprivileged process needs a user namespace for that. It keeps its user there: some libraries ask for it.
-    """
+    """Move this process into a network namespace without devices; return why the system does not allow it."""
     if sys.platform != "linux":
         return "Linux alone has them"
+    # An unprivileged process needs a user namespace for that. It keeps its user there: some libraries ask for it.
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(_NEW_USER | _NEW_NETWORK):
         return os.strerror(ctypes.get_errno())

@@ -46,8 +46,7 @@ class PackedFolder:
     """The files of a packed folder, read on demand; the ``base`` of an adapter is in the Hub's cache if not given."""
 
     def __init__(self, path: Path, base: Path | None = None) -> None:
-        self.path = path
-        self._given_base = None if base is None else base.absolute()
+        self.path, self._given_base = path, base and base.absolute()
 
     @cached_property
     def files(self) -> dict[str, Path]:

@@ -162,7 +162,7 @@ class CheckpointUpload:
             **{key: trained[key] for key in ("max_steps", "epoch")},
             revision=f"{self.stage}-step-{trained['global_step']:06d}",
             step=trained["global_step"],
-            metrics=progress_of(state).metrics,
+            metrics=progress_of(state)["metrics"],
             dimensions=model.dimensions,
             parameters=weights.parameters,
             prompts=model.prompts,

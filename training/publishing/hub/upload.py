@@ -256,8 +256,15 @@ def run_push_family(arguments: argparse.Namespace) -> int:
     from training.publishing.card import model_card
 
     datasets = [check_repository(name, "--data") for name in arguments.data]
-    members, hub = _members(arguments), Hub()
-    releases = {member.place.repo: member.release for member in members}
+    found: dict[str, Member] = {}
+    for folder in arguments.folders:
+        release = load_release(folder)
+        repo = check_repository(f"{arguments.org}/{release.name}", "--org")
+        if repo in found:
+            raise UserError(f"{folder}: would be {repo}, as {found[repo].folder} is; pack one under another --name")
+        found[repo] = Member(folder, release, Destination.of(arguments, repo), recorded_files(folder))
+    members = list(found.values())
+    releases = {repo: member.release for repo, member in found.items()}
     if not arguments.no_verify:
         for member in members:
             check_packed(member.folder)
@@ -268,11 +275,11 @@ def run_push_family(arguments: argparse.Namespace) -> int:
         return with_card(member.contents, model_card(member.folder, member.place.repo, collection=collection, **known))
 
     if not arguments.dry_run:
-        return _push(arguments, members, hub, files_of)
+        return _push(arguments, members, files_of)
     for member in members:
         # The Hub chooses the end of the collection's address when it is created.
         files = files_of(member, f"{arguments.org}/NOT-MADE-YET")
-        sys.stdout.write(preview(hub, member.place, files) + write_card(member.folder, files) + "\n")
+        sys.stdout.write(preview(Hub(), member.place, files) + write_card(member.folder, files) + "\n")
     sys.stdout.write(f"collection {arguments.collection!r} of {arguments.org}:\n")
     sys.stdout.writelines(f"{number}. {repo}\n" for number, repo in enumerate(releases, start=1))
     sys.stdout.write(NOTHING_UPLOADED)
@@ -280,11 +287,9 @@ def run_push_family(arguments: argparse.Namespace) -> int:
 
 
 def _push(
-    arguments: argparse.Namespace,
-    members: Sequence[Member],
-    hub: Hub,
-    files_of: Callable[[Member, str], dict[str, Content]],
+    arguments: argparse.Namespace, members: Sequence[Member], files_of: Callable[[Member, str], dict[str, Content]]
 ) -> int:
+    hub = Hub()
     for member in members:
         repo = member.place.repository(hub)
         if repo.check(member.place.private):
@@ -304,17 +309,6 @@ def _push(
         sys.stdout.write("missing, run the same command again to complete them:\n")
         sys.stdout.writelines(f"{repo}: {reason}\n" for repo, reason in missing.items())
     return 1 if missing else 0
-
-
-def _members(arguments: argparse.Namespace) -> list[Member]:
-    members: dict[str, Member] = {}
-    for folder in arguments.folders:
-        release = load_release(folder)
-        repo = check_repository(f"{arguments.org}/{release.name}", "--org")
-        if repo in members:
-            raise UserError(f"{folder}: would be {repo}, as {members[repo].folder} is; pack one under another --name")
-        members[repo] = Member(folder, release, Destination.of(arguments, repo), recorded_files(folder))
-    return list(members.values())
 
 
 def create_collection(hub: Hub, owner: str, title: str, private: bool) -> str:
