@@ -180,8 +180,9 @@ def learning_points(evaluation: Evaluation, sweep: Sweep) -> tuple[Points, float
 
 def learning_figure(evaluation: Evaluation) -> Any:
     """Return a row per model, a line per task or type of task, over training steps; None if no model has two."""
-    points = ((sweep, *learning_points(evaluation, sweep)) for sweep in find_sweeps(evaluation))
-    if not (found := [each for each in points if each[1]]):
+    found = [(sweep, *learning_points(evaluation, sweep)) for sweep in find_sweeps(evaluation)]
+    found = [(sweep, lines, final) for sweep, lines, final in found if lines]
+    if not found:
         return None
     figure, grid = _rows_of_models(len(found), 8.5, 1)
     for axes, (sweep, lines, final) in zip(grid.flat, found, strict=False):

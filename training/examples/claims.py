@@ -168,7 +168,8 @@ def _run(arguments: argparse.Namespace) -> None:
     data = build_cldr(arguments.output / "data")
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
     scores: dict[int, dict[str, dict[str, float]]] = {}
-    seeds = [(arguments.recipe, seed, arguments.output, data / "manifest.yaml", pairs) for seed in range(arguments.seeds)]
+    work = (arguments.output, data / "manifest.yaml", pairs)
+    seeds = [(arguments.recipe, seed, *work) for seed in range(arguments.seeds)]
     # Each trains on one thread.
     processes = min(2 * (os.cpu_count() or 1), arguments.seeds)
     for (_, seed, *_), found in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):

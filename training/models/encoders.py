@@ -103,7 +103,7 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 
 def _missing_weight(model: SentenceTransformer) -> str | None:
-    """Return a weight that transformers filled with random numbers although embeddings depend on it."""
+    """Return a weight that is random although embeddings depend on it; freeze a model that lacks any weight."""
     missing = {}
     for number, module in model.named_children():
         if isinstance(inner := getattr(module, "auto_model", None), PreTrainedModel):
@@ -148,7 +148,7 @@ def _has_code(model: ModelRef) -> bool:
 
 
 def _named_code(folder: Path) -> dict[str, Path]:
-    """Return the classes outside transformers that a folder's settings name, other modules, and the file of each."""
+    """Return the files of classes outside transformers that a folder's settings name, and of modules that load more."""
     # Settings of modules lie in subfolders.
     maps = [read_json(path).get("auto_map") for path in folder.rglob("*config*.json")]
     values = [value for each in maps if isinstance(each, dict) for value in each.values()]
