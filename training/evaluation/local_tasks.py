@@ -163,21 +163,6 @@ def pair_tasks(
     """
     rows = read_pairs(path, passage_language)
     extra = [] if candidates is None else read_texts(candidates, ["passage"])["passage"]
-    tasks = [_retrieval(rows, extra, f"{name}Retrieval", path)]
-    for kind, bitext in (("BitextMining", with_passages(rows)), ("AnyToAnyBitextMining", any_to_any(rows))):
-        data = {
-            subset: DatasetDict(
-                {SPLIT: Dataset.from_dict({"sentence1": list(pairs), "sentence2": list(pairs.values())})}
-            )
-            for subset, (_, pairs) in bitext.items()
-        }
-        languages = {subset: list(codes) for subset, (codes, _) in bitext.items() if codes}
-        if data:
-            tasks.append(make_task("BitextMining", f"{name}{kind}", path, languages or [], data))
-    return tasks
-
-
-def _retrieval(rows: PairRows, extra: list[str], name: str, path: Path) -> AbsTask:
     corpus = Corpus(chain(extra, rows.passages, *rows.negatives))
     of_query: dict[str, list[str]] = defaultdict(list)
     of_language: dict[str, dict[str, list[str]]] = defaultdict(dict)
@@ -185,8 +170,18 @@ def _retrieval(rows: PairRows, extra: list[str], name: str, path: Path) -> AbsTa
         of_query[query].append(passage)
         # A model gets the text of a query alone: what is right in another language is right.
         of_language[code][query] = of_query[query]
+    languages = {code: [code] for code in of_language if code}
     data = {code or _ALL: {SPLIT: corpus.split(answers)} for code, answers in of_language.items()}
-    return make_task("Retrieval", name, path, {code: [code] for code in of_language if code} or [], data)
+    tasks = [make_task("Retrieval", f"{name}Retrieval", path, languages or [], data)]
+    for kind, bitext in (("BitextMining", with_passages(rows)), ("AnyToAnyBitextMining", any_to_any(rows))):
+        data = {}
+        for subset, (_, pairs) in bitext.items():
+            sentences = {"sentence1": list(pairs), "sentence2": list(pairs.values())}
+            data[subset] = DatasetDict({SPLIT: Dataset.from_dict(sentences)})
+        languages = {subset: list(codes) for subset, (codes, _) in bitext.items() if codes}
+        if data:
+            tasks.append(make_task("BitextMining", f"{name}{kind}", path, languages or [], data))
+    return tasks
 
 
 def with_passages(rows: PairRows) -> Bitext:
@@ -225,16 +220,14 @@ def _shared(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> dic
 def _one_to_one(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """Yield pairs so that each text has one right answer: a text's other partners are in no further pair."""
     pairs = list(pairs)
-    partners: dict[tuple[int, str], set[str]] = defaultdict(set)
+    partners: dict[tuple[int, str], set[tuple[int, str]]] = defaultdict(set)
     for one, other in pairs:
-        partners[0, one].add(other)
-        partners[1, other].add(one)
-    first: set[str] = set()
-    second: set[str] = set()
+        partners[0, one].add((1, other))
+        partners[1, other].add((0, one))
+    used: set[tuple[int, str]] = set()
     for one, other in pairs:
-        if one not in first and other not in second:
-            first |= partners[1, other]
-            second |= partners[0, one]
+        if used.isdisjoint([(0, one), (1, other)]):
+            used |= partners[0, one] | partners[1, other]
             yield one, other
 
 
@@ -262,8 +255,7 @@ def _read_languages(file: PublishedFile, language: str, script: str, default: st
     if language not in file.schema.names:
         return [default] * file.num_rows
     names = [name for name in (language, script) if name in file.schema.names]
-    batches = file.further_columns(names)
-    rows = [row for each in batches for row in zip(*(each.column(n).to_pylist() for n in names), strict=True)]
+    rows = [row for each in file.further_columns(names) for row in zip(*each.to_pydict().values(), strict=True)]
     codes: dict[tuple[str | None, ...], str] = {}
     for row in dict.fromkeys(rows):
         try:
@@ -359,9 +351,8 @@ def classification(name: str, path: Path, languages: Sequence[str], labels: pd.D
     """Make a classification task of :func:`labels_of`; half of each label's texts (rounded up) are for training."""
     # The texts are in pseudo-random order, so every second one is a random half.
     half = labels.groupby("label").cumcount() % 2
-    data = {
-        split: Dataset.from_dict(labels[half == part].to_dict("list")) for part, split in enumerate(("train", SPLIT))
-    }
+    splits = {"train": labels[half == 0], SPLIT: labels[half == 1]}
+    data = {split: Dataset.from_dict(rows.to_dict("list")) for split, rows in splits.items()}
     return make_task("Classification", name, path, languages, DatasetDict(data))
 
 

@@ -147,9 +147,8 @@ def nearest_by_tfidf(queries: Sequence[str], candidates: Sequence[str]) -> np.nd
     vectorizer = TfidfVectorizer(**_NGRAMS)
     vectors = vectorizer.fit_transform(candidates).T.tocsr()
     blocks = (queries[start : start + _BLOCK] for start in range(0, len(queries), _BLOCK))
-    return np.concatenate(
-        [np.asarray((vectorizer.transform(each) @ vectors).argmax(axis=1)).ravel() for each in blocks]
-    )
+    found = [np.asarray((vectorizer.transform(each) @ vectors).argmax(axis=1)).ravel() for each in blocks]
+    return np.concatenate(found)
 
 
 def ranking_scores(queries: torch.Tensor, candidates: torch.Tensor, pairs: Pairs, dim: int) -> tuple[float, float]:

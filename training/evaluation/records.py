@@ -59,24 +59,20 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Score:
-    """One score; tasks, types, subsets, splits and metrics are mteb's, and ``data`` is the revision of a task's data.
+    """One score; tasks, types, subsets, splits and metrics are mteb's."""
 
-    ``model`` is a label. ``languages`` are ISO 639-3 codes with script, such as ``deu-Latn``; two for a bitext.
-    ``value`` is the main metric, not in percent, and ``examples`` the number of queries, pairs or texts.
-    """
-
-    model: str
+    model: str  # a label
     task: str
     task_type: str
     subset: str
-    languages: tuple[str, ...]
+    languages: tuple[str, ...]  # ISO 639-3 codes with script, such as ``deu-Latn``; two for a bitext
     dimension: int
     precision: str
     metric: str
-    value: float
-    examples: int
+    value: float  # the main metric, not in percent
+    examples: int  # the number of queries, pairs or texts
     split: str = "test"
-    data: str = ""
+    data: str = ""  # the revision of the task's data
 
     @property
     def key(self) -> str:
@@ -86,16 +82,13 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """All results of an evaluation: one row per score, with which all tables, figures and tests are computed.
-
-    ``examples`` are by :attr:`Score.key` the ``(n,)`` scores of the examples in the task's order, where the metric is
-    their mean. ``failures`` say by ``label: task`` why a task could not be run.
-    """
+    """All results of an evaluation: one row per score, with which all tables, figures and tests are computed."""
 
     models: list[ModelRecord] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    # By :attr:`Score.key`, the ``(n,)`` scores of the examples in the task's order, where the metric is their mean.
     examples: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  # why a task could not be run, by ``label: task``
 
     def select(self, scores: Iterable[Score] | None = None, **fields: object) -> list[Score]:
         """Return the scores whose fields have the given values."""
@@ -250,8 +243,5 @@ def find_sweeps(evaluation: Evaluation) -> list[Sweep]:
 
 def finished_models(evaluation: Evaluation) -> list[str]:
     """Return labels of scored models without intermediate checkpoints; an unfinished run has its last one."""
-    passed = set()
-    for sweep in find_sweeps(evaluation):
-        of_sweep = [label for _, label in sweep.steps]
-        passed |= set(of_sweep if sweep.final else of_sweep[:-1])
+    passed = {label for sweep in find_sweeps(evaluation) for _, label in sweep.steps[: None if sweep.final else -1]}
     return [label for label in labels(evaluation) if label not in passed]

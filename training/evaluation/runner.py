@@ -139,11 +139,8 @@ def evaluate_model(
     in mteb's format go to ``output/mteb``.
     """
     store, label = model.store, model.record.label
-    views = [
-        EncoderView(model, dim, precision)
-        for precision in dict.fromkeys(precisions)
-        for dim in dict.fromkeys(dims or [store.width])
-    ]
+    widths = dict.fromkeys(dims or [store.width])
+    views = [EncoderView(model, dim, precision) for precision in dict.fromkeys(precisions) for dim in widths]
     evaluation.add_model(model.record)
     cache = mteb.ResultCache(output / "mteb")
     for task in (bar := tqdm(tasks, desc=label, unit="task")):

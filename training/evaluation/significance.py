@@ -132,16 +132,13 @@ def examples_of(evaluation: Evaluation, scores: Sequence[Score]) -> list[NDArray
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """Means of two models over the subsets of a task that both have, and the test if examples have scores.
-
-    ``p_adjusted`` is the p-value after Holm's correction over the tested tasks.
-    """
+    """Means of two models over the subsets of a task that both have, and the test if examples have scores."""
 
     task: str
     first: float
     second: float
     test: PairedTest | None
-    p_adjusted: float | None
+    p_adjusted: float | None  # the p-value after Holm's correction over the tested tasks
 
     @property
     def verdict(self) -> str:

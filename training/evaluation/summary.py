@@ -44,24 +44,17 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """The score of one language, script or class.
-
-    ``macro`` is a language's mean over its tasks, or the mean over the languages of another group.
-    """
+    """The score of one language, script or class."""
 
     name: str
-    macro: float
+    macro: float  # a language's mean over its tasks, or the mean over the languages of another group
     languages: int
     examples: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of one model; languages and scripts are sorted, the lowest first.
-
-    ``macro`` is the mean over the tasks of their means over subsets, ``micro`` the mean over all scores, weighted by
-    their examples. Without languages, ``language_macro`` is None; without known training rows, there are no classes.
-    """
+    """The scores of one model; languages and scripts are sorted, the lowest first."""
 
     model: str
     dimension: int
@@ -69,10 +62,10 @@ class Summary:
     tasks: list[TaskScore]
     languages: list[GroupScore]
     scripts: list[GroupScore]
-    classes: list[GroupScore]
-    macro: float
-    micro: float
-    language_macro: float | None
+    classes: list[GroupScore]  # none without known training rows
+    macro: float  # the mean over the tasks of their means over subsets
+    micro: float  # the mean over all scores, weighted by their examples
+    language_macro: float | None  # None without languages
 
 
 def summarize(evaluation: Evaluation, model: str, rows: Mapping[str, int] | None = None) -> Summary:

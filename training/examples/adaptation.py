@@ -143,9 +143,8 @@ def _run(arguments: argparse.Namespace) -> None:
     data, output = arguments.output / "data", arguments.output
     keys = {"model": arguments.model, "manifest": str(data / "manifest.yaml"), "output_dir": str(output)}
     stages = [stage.name for stage in load_recipe(RECIPE, {"model": arguments.model}).stages]
-    check_output(
-        output, [arguments.data, Path(arguments.model)], ["data", "validation.json", "adaptation.json", *stages, ".*"]
-    )
+    ours = ["data", "validation.json", "adaptation.json", *stages, ".*"]
+    check_output(output, [arguments.data, Path(arguments.model)], ours)
     check_output(data, ours=["program.parquet", "train.parquet", "elsewhere*.parquet", "manifest.yaml", ".*"])
     replayed = arguments.data / "gettext_translation.parquet"
     program = split_program(arguments.data / "held_out.parquet", data, arguments.program, replayed)

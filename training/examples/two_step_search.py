@@ -126,8 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = make_parser().parse_args(words)
-    return run_command(lambda: _run(arguments))
+    return run_command(partial(_run, make_parser().parse_args(words)))
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -103,11 +103,7 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 
 def _missing_weight(model: SentenceTransformer) -> str | None:
-    """Return a weight that transformers filled with random numbers although embeddings depend on it.
-
-    A weight may be missing where nothing uses it, such as the pooler of a BERT whose tokens are averaged. Those that
-    matter receive a gradient from the embedding of a text. If any is missing, all weights are frozen.
-    """
+    """Return a weight that is random although embeddings depend on it; freeze a model that lacks any weight."""
     missing = {}
     for number, module in model.named_children():
         if isinstance(inner := getattr(module, "auto_model", None), PreTrainedModel):
@@ -117,6 +113,7 @@ def _missing_weight(model: SentenceTransformer) -> str | None:
                     missing[f"{number}.{name}"] = weight
     if not missing:
         return None
+    # Those that matter receive a gradient from a text's embedding, unlike the pooler of a BERT that averages tokens.
     model.requires_grad_()
     embedding = model(batch_to_device(model.preprocess(["a text"]), model.device))["sentence_embedding"].sum()
     used = torch.autograd.grad(embedding, list(missing.values()), allow_unused=True)
@@ -137,8 +134,8 @@ def _is_own(path: Path, folder: Path) -> bool:
 
 def runs_own_code(model: ModelRef) -> bool:
     """Return whether a local model, or an adapter's base, brings the code that it names, all of it this package's."""
-    folders = _folders(model)
-    named = [(_file_of(name, folder), folder) for folder in folders for name in _named_code(folder)]
+    folders = [Path(place) for place in {model.place, model.base.place}]
+    named = [(file, folder) for folder in folders for file in _named_code(folder).values()]
     local = all(folder.is_dir() for folder in folders)
     return local and bool(named) and all(_is_own(*each) for each in named) and not any(map(foreign_files, folders))
 
@@ -146,20 +143,12 @@ def runs_own_code(model: ModelRef) -> bool:
 def _has_code(model: ModelRef) -> bool:
     """Return whether a folder names code that lies in it or in another repository."""
     # sentence-transformers saves the names of code that it has not run, without that code.
-    named = [(name, _file_of(name, folder)) for folder in _folders(model) for name in _named_code(folder)]
+    named = [each for place in {model.place, model.base.place} for each in _named_code(Path(place)).items()]
     return any("--" in name or file.is_file() for name, file in named)
 
 
-def _folders(model: ModelRef) -> list[Path]:
-    return [Path(place) for place in {model.place, model.base.place}]
-
-
-def _file_of(name: str, folder: Path) -> Path:
-    return folder / f"{name.rpartition('.')[0]}.py"
-
-
-def _named_code(folder: Path) -> list[str]:
-    """Return the classes outside transformers that the settings in a folder name, and modules that could load more."""
+def _named_code(folder: Path) -> dict[str, Path]:
+    """Return the files of classes outside transformers that a folder's settings name, and of modules that load more."""
     # Settings of modules lie in subfolders.
     maps = [read_json(path).get("auto_map") for path in folder.rglob("*config*.json")]
     values = [value for each in maps if isinstance(each, dict) for value in each.values()]
@@ -167,7 +156,8 @@ def _named_code(folder: Path) -> list[str]:
     classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
     types = [str(each.get("type")) for each in read_json(folder / "modules.json", list) if isinstance(each, dict)]
     ours = [name for name in types if name.startswith("sentence_transformers.") and name.endswith(_MODULES)]
-    return [str(name) for name in [*filter(None, classes), *(set(types) - set(ours))]]
+    names = [str(name) for name in [*filter(None, classes), *(set(types) - set(ours))]]
+    return {name: folder / f"{name.rpartition('.')[0]}.py" for name in names}
 
 
 @dataclass(frozen=True)
@@ -181,10 +171,6 @@ class Miner:
     dtype: str = "float32"
     batch_size: int = 32
     trust_remote_code: bool = False
-
-    @property
-    def _ref(self) -> ModelRef:
-        return ModelRef(self.model, self.model, None if Path(self.model).is_dir() else self.revision, self.revision)
 
     def made_by(self) -> dict[str, Any]:
         """Return what embeddings depend on, as the key of their cache."""
@@ -239,7 +225,7 @@ def find_miner(model: str, **options: Any) -> Miner:
 @lru_cache(maxsize=1)
 def _load_miner(miner: Miner) -> SentenceTransformer:
     model = load_encoder(
-        miner._ref,
+        ModelRef(miner.model, miner.model, None if Path(miner.model).is_dir() else miner.revision, miner.revision),
         "--model",
         trust_remote_code=miner.trust_remote_code,
         trust=TRUST_OPTION,

@@ -14,12 +14,9 @@ from training.data.prepared import PreparedSource
 
 
 class BatchLayout(NamedTuple):
-    """One process's part of a global batch: the texts of each forward pass, as positions among the batch's texts.
+    """One process's part of a global batch: the texts of each forward pass, as positions among the batch's texts."""
 
-    All processes have equally many chunks, because each joins every gathering of sharded weights; missing ones repeat
-    the shortest text, which is not used.
-    """
-
+    # Equally many on all processes, for all gather sharded weights; missing ones repeat the shortest text, unused.
     chunks: list[np.ndarray]
     slots: np.ndarray  # (n,) index of each text's embedding in the gathered ones
     max_rows_per_rank: int  # of each process in the gathered ones

@@ -198,19 +198,6 @@ def _settings(parent: Parent) -> dict[str, Any]:
     return {f"{file}, {key}": value for file, content in files.items() for key, value in content.items()}
 
 
-def _check_compatible(parents: Sequence[Parent]) -> None:
-    expected = _settings(parents[0])
-    for other in parents[1:]:
-        found = _settings(other)
-        for key in {**expected, **found}:
-            one, two = expected.get(key), found.get(key)
-            if one != two:
-                raise UserError(
-                    f"{other.name} cannot be merged with {parents[0].name}: {key}: {brief(two)} is not {brief(one)}; "
-                    "merge models of one architecture and tokenizer"
-                )
-
-
 def _shares(models: int, weights: Sequence[float] | None, t: float | None) -> list[float]:
     """Return each model's share of the mean, or of the way to ``t`` from one to another."""
     if t is not None:
@@ -245,7 +232,16 @@ def merge(
     shares = _shares(len(models), weights, slerp)
     parents = [find_parent(model) for model in models]
     check_output(output, [parent.folder for parent in parents])
-    _check_compatible(parents)
+    expected = _settings(parents[0])
+    for other in parents[1:]:
+        found = _settings(other)
+        for key in {**expected, **found}:
+            one, two = expected.get(key), found.get(key)
+            if one != two:
+                raise UserError(
+                    f"{other.name} cannot be merged with {parents[0].name}: {key}: {brief(two)} is not {brief(one)}; "
+                    "merge models of one architecture and tokenizer"
+                )
     method, dtype = "mean" if slerp is None else "slerp", dtype or _common_dtype(parents)
     counted, digests = [], []
     for parent, share in zip(parents, shares, strict=True):

@@ -85,8 +85,7 @@ def find_model(name: str, revision: str | None, key: str | None = None) -> tuple
     if not folder.is_dir():
         return name, revision
     of_run = (folder, folder / FINAL_MODEL, *reversed(numbered_checkpoints(folder)))
-    paths = of_run if revision is None else [folder / revision]
-    for path in paths:
+    for path in of_run if revision is None else [folder / revision]:
         if any((path / name).is_file() for name in MODEL_FILES):
             return str(path), None
     if revision is not None:

@@ -26,26 +26,18 @@ from training.models.model_folder import user_error
 
 @dataclass(frozen=True)
 class Importance:
-    """Statistics of a model of ``L`` layers, width ``h`` and MLP size ``i``, all fp32 on the CPU.
+    """Statistics of a model of ``L`` layers, width ``h`` and MLP size ``i``, all fp32 on the CPU, over all tokens."""
 
-    Attributes:
-        norms: ``(2L + 1, h)`` mean square of each channel of the norms' outputs, over all tokens. Rows ``2l`` and
-            ``2l + 1`` are ``input_layernorm`` and ``post_attention_layernorm`` of layer ``l``, the last is the final
-            norm.
-        neurons: ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``, over all tokens.
-        change: ``(L,)`` mean over all tokens of 1 - cosine(input, output) of each layer; None if not measured.
-        model: The caller's name of the model, such as a hash of its weights.
-    """
-
+    # ``(2L + 1, h)`` mean square of each channel of the norms' outputs. Rows ``2l`` and ``2l + 1`` are
+    # ``input_layernorm`` and ``post_attention_layernorm`` of layer ``l``, the last is the final norm.
     norms: Tensor
-    neurons: Tensor
-    change: Tensor | None = None
-    model: str = ""
+    neurons: Tensor  # ``(L, i)`` mean square of each MLP neuron, ``silu(gate(x)) * up(x)``
+    change: Tensor | None = None  # ``(L,)`` mean of 1 - cosine(input, output) of each layer; None if not measured
+    model: str = ""  # the caller's name of the model, such as a hash of its weights
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        named = {"norms": self.norms, "neurons": self.neurons, "change": self.change}
-        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         with whole_file(path) as partial:
             save_file(tensors, partial, {"model": self.model})
 

@@ -51,8 +51,7 @@ def prune(
     Example:
         >>> smaller = prune(model, pruned_config(model.config, {"family": "f2llm-v2-80m"}))  # doctest: +SKIP
     """
-    if importance is None:
-        importance = weight_importance(model)
+    importance = weight_importance(model) if importance is None else importance
     return apply_plan(model, target_config, make_plan(model.config, target_config, importance, hidden, layers))
 
 

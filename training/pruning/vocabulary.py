@@ -14,7 +14,6 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.outputs import temporary_folder
@@ -68,23 +67,19 @@ def trim_vocabulary(
     _renumber(description, new_ids)
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     weights["embed_tokens.weight"] = weights["embed_tokens.weight"][torch.tensor(kept, device=model.device)]
-    smaller = build_model(model, _renumbered_config(model.config, new_ids), weights)
+    config = deepcopy(model.config)
+    config.vocab_size = len(new_ids)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        old = getattr(config, name)
+        new = [new_ids[each] for each in old if each in new_ids] if isinstance(old, list) else new_ids.get(old)
+        setattr(config, name, new)
+    config.validate()
+    smaller = build_model(model, config, weights)
     report = VocabularyReport(len(tokens), len(kept), model.num_parameters(), smaller.num_parameters())
     trimmed = _as_tokenizer(description, tokenizer)
     if trimmed.get_vocab() != {token: new_ids[old] for token, old in tokens.items() if old in new_ids}:
         raise UserError(f"tokenizer {tokenizer.name_or_path} changes its ids when it is loaded; keep its vocabulary")
     return smaller, trimmed, report
-
-
-def _renumbered_config(config: F2LLMConfig, new_ids: dict[int, int]) -> F2LLMConfig:
-    renumbered = deepcopy(config)
-    renumbered.vocab_size = len(new_ids)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        old = getattr(config, name)
-        new = [new_ids[each] for each in old if each in new_ids] if isinstance(old, list) else new_ids.get(old)
-        setattr(renumbered, name, new)
-    renumbered.validate()
-    return renumbered
 
 
 def _description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
