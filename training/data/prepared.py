@@ -39,8 +39,7 @@ class PreparedSource:
         self.folder = Path(folder)
         self.mapped_files: dict[str, np.ndarray] = {}
         try:
-            described: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
-            self.description = described
+            self.description = described = json.loads((self.folder / DESCRIPTION).read_text())
             self.name: str = described["name"]
             self.task_type: str = described["task_type"]
             self.num_negatives: int = described["negatives"]
@@ -54,11 +53,8 @@ class PreparedSource:
                 files[FORMS] = ("<u8", texts)
             for name, (dtype, *shape) in files.items():
                 # An empty file cannot be mapped.
-                mapped = (
-                    np.memmap(self.folder / name, dtype, "r", shape=tuple(shape))
-                    if all(shape)
-                    else np.zeros(shape, dtype)
-                )
+                path = self.folder / name
+                mapped = np.memmap(path, dtype, "r", shape=tuple(shape)) if all(shape) else np.zeros(shape, dtype)
                 self.mapped_files[name] = mapped
             self.rows = {split: self.mapped_files[name] for split, name in SPLITS.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:

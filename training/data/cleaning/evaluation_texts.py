@@ -75,9 +75,8 @@ def _read(path: Path) -> pd.DataFrame:
             return pd.DataFrame(columns_of(pq.read_table(path)))
         if path.suffix in (".csv", ".tsv"):
             # Texts such as "NA" and "0.50" stay as they are written.
-            separator = "\t" if path.suffix == ".tsv" else ","
             options = {"dtype": str, "na_filter": False, "index_col": False, "encoding": "utf-8-sig"}
-            return pd.read_csv(path, sep=separator, **options)
+            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         if path.suffix == ".txt":
             return pd.DataFrame({"line": lines})
