@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,7 @@ def find_prepared(folder: Path, fingerprints: Mapping[str, str]) -> list[Path]:
     """Return the existing folders of sources with these fingerprints, by name, among those of other settings."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             described = json.loads(path.read_text(encoding="utf-8"))
             found.setdefault((described["name"], described["fingerprint"]), path.parent)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return [found[named] for named in fingerprints.items() if named in found]

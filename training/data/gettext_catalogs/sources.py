@@ -260,8 +260,7 @@ class Negatives:
         # Number of texts drawn from any program, for programs with few messages.
         self._spare = 2 * count + 8
         # Pairs of concepts with a translation in common, as ``first * len(corpus.concept) + second``.
-        columns = {"language": corpus.language[rows], "text": corpus.text[rows], "concept": corpus.concept[rows]}
-        frame = pd.DataFrame(columns)
+        frame = pd.DataFrame({name: getattr(corpus, name)[rows] for name in ("language", "text", "concept")})
         frame = frame[frame.duplicated(["language", "text"], keep=False)]
         pairs = frame.merge(frame, on=["language", "text"])[["concept_x", "concept_y"]].to_numpy()
         self._same_meaning = np.unique(pairs[:, 0] * len(corpus.concept) + pairs[:, 1])

@@ -336,8 +336,7 @@ class MiningTasks:
                     row += len(batch)
                     own = batch.select(names).to_pylist()
                     negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                    short = self.options.keep_short
-                    kept = [row for row, each in enumerate(negatives) if short or each[-1] is not None]
+                    kept = [i for i, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None]
                     if not kept:
                         continue
                     columns = list(zip(*(negatives[row] for row in kept), strict=True))
