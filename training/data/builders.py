@@ -30,9 +30,8 @@ def build(name: str, folder: Path, seed: int, options: Mapping[str, Any] | None 
     if name not in _BUILDERS:
         raise UserError(f"unknown builder {name!r}; there are {', '.join(_BUILDERS)}")
     if "seed" in (options or {}):
-        raise UserError(
-            f"builder {name!r}: option 'seed' is not one of 'builder_options'; give the recipe's key 'seed'"
-        )
+        fault = "option 'seed' is not one of 'builder_options'; give the recipe's key 'seed'"
+        raise UserError(f"builder {name!r}: {fault}")
     return resolve_name(_BUILDERS[name])(folder, seed=seed, **(options or {}))
 
 
@@ -101,7 +100,6 @@ def _is_built(output_dir: Path, name: str, options: dict[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{output_dir} exists and is not a finished {name} build; remove it or name another") from None
     if wrong := [*sorted(key for key in {*found, *options} if found.get(key) != options.get(key)), *missing]:
-        raise UserError(
-            f"{output_dir} holds a {name} build that differs in {', '.join(wrong)}; remove it or name another"
-        )
+        what = f"{output_dir} holds a {name} build that differs in {', '.join(wrong)}"
+        raise UserError(f"{what}; remove it or name another")
     return True

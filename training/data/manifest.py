@@ -179,11 +179,9 @@ def file_languages(entry: Entry, file: SourceFile) -> list[str]:
 def require_local(sources: Sequence[Source]) -> None:
     """Refuse remote files, for work that reads them several times."""
     for source in sources:
-        for file in source.files:
-            if not isinstance(file, Path):
-                raise UserError(
-                    f"source {source.name!r}: {file} is remote; download it and give its folder as --data-dir"
-                )
+        if remote := [file for file in source.files if not isinstance(file, Path)]:
+            what = f"source {source.name!r}: {remote[0]} is remote"
+            raise UserError(f"{what}; download it and give its folder as --data-dir")
 
 
 def select_sources(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ class PreparedSource:
         self.folder = Path(folder)
         self.mapped_files: dict[str, np.ndarray] = {}
         try:
-            described: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
-            self.description = described
+            self.description = described = json.loads((self.folder / DESCRIPTION).read_text())
             self.name: str = described["name"]
             self.task_type: str = described["task_type"]
             self.num_negatives: int = described["negatives"]
@@ -54,11 +54,8 @@ class PreparedSource:
                 files[FORMS] = ("<u8", texts)
             for name, (dtype, *shape) in files.items():
                 # An empty file cannot be mapped.
-                mapped = (
-                    np.memmap(self.folder / name, dtype, "r", shape=tuple(shape))
-                    if all(shape)
-                    else np.zeros(shape, dtype)
-                )
+                path = self.folder / name
+                mapped = np.memmap(path, dtype, "r", shape=tuple(shape)) if all(shape) else np.zeros(shape, dtype)
                 self.mapped_files[name] = mapped
             self.rows = {split: self.mapped_files[name] for split, name in SPLITS.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -137,9 +134,7 @@ def find_prepared(folder: Path, fingerprints: Mapping[str, str]) -> list[Path]:
     """Return the existing folders of sources with these fingerprints, by name, among those of other settings."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             described = json.loads(path.read_text(encoding="utf-8"))
             found.setdefault((described["name"], described["fingerprint"]), path.parent)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return [found[named] for named in fingerprints.items() if named in found]

@@ -102,8 +102,7 @@ def release(
     files = [file for source in chosen for file in source.files if isinstance(file, Path)]
     reports = [Path(contamination)] if contamination else []
     check_output(output, [manifest.path, *files, *reports])
-    beside = [manifest.path.parent / record for record in _RECORDS]
-    records = {path: read_json(path) for path in beside if path.is_file()}
+    records = {path: read_json(path) for name in _RECORDS if (path := manifest.path.parent / name).is_file()}
     report = read_json(reports[0]) if reports else None
     name, repository = name or output.name, repository or output.name
     described = [{**asdict(source), "files": [identity(file) for file in source.files]} for source in chosen]
@@ -145,8 +144,7 @@ def _is_released(output: Path, made_of: str) -> bool:
 
 def _write_record(folder: Path, name: str, released: Sequence[ReleasedSource], made_of: str) -> None:
     """Write the record last: it alone says that the folder holds a release."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): Content(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): Content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     sources = {}
     for each in released:
         languages = dict(sorted(each.languages.items()))
@@ -186,8 +184,7 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
     names = [f"data/{source.name}.parquet"]
     if len(written) > 1:
         (folder / "data" / source.name).mkdir()
-        count = len(written)
-        names = [f"data/{source.name}/train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+        names = [f"data/{source.name}/train-{part:05d}-of-{len(written):05d}.parquet" for part in range(len(written))]
     paths = [path.rename(folder / name) for path, name in zip(written, names, strict=True)]
     tags, faulty = Counter(), 0
     tagged = "lang" in schema.names and not pa.types.is_nested(schema.field("lang").type)
@@ -232,20 +229,17 @@ def _languages(source: Source, tags: Counter[str | None]) -> Counter[str]:
 # The facts of the card
 
 
-def _bytes(number: float) -> str:
-    exponent, unit = next((each for each in ((9, "GB"), (6, "MB")) if number >= 10 ** each[0]), (3, "KB"))
-    return f"{number / 10**exponent:,.1f} {unit}"
-
-
 def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | None) -> dict[str, Any]:
     """Return what the template of the card says of the files; ``licence`` is that of the release as a whole."""
     rows, languages = sum(each.rows for each in released), language_rows(released)
     columns = {column for each in released for column in each.columns if not _FORMAT_COLUMN.fullmatch(column)}
+    size = sum(each.file_bytes for each in released)
+    exponent, unit = next((each for each in ((9, "GB"), (6, "MB")) if size >= 10 ** each[0]), (3, "KB"))
     return {
         "metadata": _metadata(released, name, licence),
         "name": name,
         "rows": rows,
-        "size": _bytes(sum(each.file_bytes for each in released)),
+        "size": f"{size / 10**exponent:,.1f} {unit}",
         "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted(columns),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],

@@ -137,8 +137,7 @@ def _collection(entry: Entry, cap: int | None, found: dict[str, list[SourceFile]
 
 def report(found: Survey) -> str:
     """Lay out a survey as text: sources, tasks, the languages with most rows, missing and unclaimed files."""
-    collections = found.collections
-    sources, tasks = [], []
+    collections, sources, tasks = found.collections, [], []
     for each in collections:
         entry, counts = each.entry, (each.rows, each.kept, each.entry.published_rows or 0)
         languages = ", ".join(entry.languages) if len(entry.languages) < 3 else str(len(entry.languages))

@@ -227,8 +227,7 @@ def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
     while chunk := list(islice(rows, ROW_GROUP_ROWS)):
         padded = [(*row.negatives, *[None] * (num_negatives - len(row.negatives))) for row in chunk]
         queries, passages, _, langs = zip(*chunk, strict=True)
-        known = source.lang is not None or "lang" in source.columns
-        more = {"lang": [lang or source.lang for lang in langs]} if known else {}
+        more = {"lang": [lang or source.lang for lang in langs]} if source.lang or "lang" in source.columns else {}
         yield rows_table(queries, passages, list(zip(*padded, strict=True)), **more)
 
 

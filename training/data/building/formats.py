@@ -45,9 +45,7 @@ class Key(NamedTuple):
     def value(self, where: str, name: str, entry: Mapping[str, Any]) -> Any:
         """Return the value of the key in a part of the build file, or its default."""
         value = entry.get(name, self.default)
-        if value is self.default and value is not REQUIRED:
-            return value
-        if value is REQUIRED or not self.fits(value):
+        if value is REQUIRED or not (value is self.default or self.fits(value)):
             fault = "is missing" if value is REQUIRED else f"cannot be {value!r}"
             raise UserError(f"{where}: key {name!r} {fault}; give {self.expected}")
         return value

@@ -117,13 +117,8 @@ def _from_json(config: JsonConfig, split: str) -> RawData:
     number = len(range(number)[part.from_ : part.to])
     if not columns or not number:
         raise UserError("there are no rows in its files; check 'data_files' and 'split'")
-    read = lambda _: islice(_json_rows(config, paths), part.from_, part.to)  # noqa: E731
-    return RawData(
-        [*columns],
-        number,
-        [split, config.field, config.encoding, config.encoding_errors, *files, *files.origin_metadata],
-        read,
-    )
+    made_of = [split, config.field, config.encoding, config.encoding_errors, *files, *files.origin_metadata]
+    return RawData([*columns], number, made_of, lambda _: islice(_json_rows(config, paths), part.from_, part.to))
 
 
 def _json_rows(config: JsonConfig, paths: Mapping[str, str]) -> LocatedRows:
@@ -202,8 +197,8 @@ class RawRows:
         for role, paths in self._paths.items():
             for path in paths:
                 if len(path) > 1 and tuple(path) not in self._found:
-                    column = ".".join(path)
-                    raise UserError(f"{self.where}: no row has a column {column!r} for {role!r}; correct 'columns'")
+                    fault = f"no row has a column {'.'.join(path)!r} for {role!r}; correct 'columns'"
+                    raise UserError(f"{self.where}: {fault}")
 
     def refuse(self, role: str, fault: str) -> UserError:
         """Return the error for a faulty column of the current row; ``fault`` says what to do."""

@@ -70,19 +70,21 @@ def _candidates(keys: Keys, pool: Rows, width: int) -> Rows:
     return pool[(draws % np.uint64(len(pool))).astype(np.intp)]
 
 
+def repeated(values: NDArray[np.integer]) -> Mask:
+    """Return which values occur further to the left in their row."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    found = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(found, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return found
+
+
 def first_distinct(items: Rows, valid: Mask, identity: Rows, count: int) -> Rows:
     """Return the first ``count`` valid items of different identity of each row, or -1; shape (rows, candidates)."""
     chosen = np.full((len(items), count), -1, dtype=np.intp)
     if items.shape[1] < count:
         return chosen
-    marks = np.where(valid, identity[items], -1)
-    order = np.argsort(marks, axis=1, kind="stable")
-    ordered = np.take_along_axis(marks, order, axis=1)
-    new = np.ones_like(valid)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    keep = np.empty_like(valid)
-    np.put_along_axis(keep, order, new, axis=1)
-    keep &= valid
+    keep = valid & ~repeated(np.where(valid, identity[items], -1))
     rank = np.cumsum(keep, axis=1)
     complete = rank[:, -1] >= count
     chosen[complete] = items[complete][keep[complete] & (rank[complete] <= count)].reshape(-1, count)

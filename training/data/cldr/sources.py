@@ -133,11 +133,9 @@ def translation_pairs(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn
 def territory_currency(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Pair a territory with its legal tender of today in the same language; the negatives are no tender there."""
     known = get_global("territory_currencies")
-    tender = {
-        place: {code for code, _, end, legal in all_of if end is None and legal} for place, all_of in known.items()
-    }
-    current = {place: {code for code, _, end, _ in all_of if end is None} for place, all_of in known.items()}
-    once_tender = {code for all_of in known.values() for code, _, _, legal in all_of if legal}
+    tender = {place: {code for code, _, end, legal in each if end is None and legal} for place, each in known.items()}
+    current = {place: {code for code, _, end, _ in each if end is None} for place, each in known.items()}
+    once_tender = {code for each in known.values() for code, _, _, legal in each if legal}
     # Metals, funds, units of account and "testing currency code" would be too easy to rule out.
     excluded = {code for kind, code in names.concepts if kind == "currency"} - once_tender
     return _related(names, rows, num_negatives, "currency", tender, current, excluded)
@@ -215,11 +213,9 @@ def is_territory(names: CldrNames, rows: Rows, num_negatives: int) -> Drawn:
     """Label names as those of a country or territory or not, with as many of either in each language."""
     territory = 1 << KINDS.index("territory")
     # Continents and the like have numeric codes and could be either: leave them out.
-    countries = np.array(
-        [kind == "territory" and code.isalpha() and code not in _NO_TERRITORIES for kind, code in names.concepts]
-    )
+    countries = [of == "territory" and code.isalpha() and code not in _NO_TERRITORIES for of, code in names.concepts]
     label = np.full(len(names.texts), -1, dtype=np.intp)
-    label[(names.kinds_named == territory) & countries[names.concept]] = 1
+    label[(names.kinds_named == territory) & np.array(countries)[names.concept]] = 1
     label[names.kinds_named & territory == 0] = 0
 
     key = for_purpose(names.draw_key, "is territory")
@@ -248,10 +244,7 @@ SOURCES: dict[str, tuple[str, bool, str, Callable[[CldrNames, Rows, int], Drawn]
 def _draw(
     names: CldrNames, query: Rows, purpose: str, groups: Rows, pools: Pools, count: int, allowed: Mask | None = None
 ) -> Rows:
-    """Draw ``count`` names for each query from the pools of its group, see :func:`draw_distinct`.
-
-    ``allowed`` says which concept (column) may be drawn for which one (row); any name of another text if None.
-    """
+    """Draw ``count`` names for each query; ``allowed`` says which concept (column) may be drawn for which one (row)."""
 
     def may_have(position: Rows, item: Rows) -> Mask:
         row = query[position]
@@ -259,8 +252,7 @@ def _draw(
             return names.text_id[row] != names.text_id[item]
         return allowed[names.concept[row], names.concept[item]]
 
-    keys = for_purpose(names.draw_key[query], purpose)
-    return draw_distinct(keys, groups, pools, names.text_id, count, may_have)
+    return draw_distinct(for_purpose(names.draw_key[query], purpose), groups, pools, names.text_id, count, may_have)
 
 
 def _pool(values: Rows, rows: Rows) -> Pools:

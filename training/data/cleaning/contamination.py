@@ -121,6 +121,5 @@ def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, ta
                         key = (batch.first_row + int(text[match]), column, code // 2)
                         found[key] = found.get(key, False) or code % 2 == 1
     matches = [(task, *key, found[key]) for key in sorted(found)]
-    frame = pd.DataFrame(matches, columns=["file", "row", "column", "label", "whole"])
-    frame = frame.astype({"file": int, "row": int, "column": str, "label": int, "whole": bool})
-    frame.to_parquet(output / f"{task:05d}.parquet")
+    kinds = {"file": int, "row": int, "column": str, "label": int, "whole": bool}
+    pd.DataFrame(matches, columns=[*kinds]).astype(kinds).to_parquet(output / f"{task:05d}.parquet")

@@ -82,16 +82,15 @@ def decontaminate(
         rows = [PublishedFile(path).num_rows for path in files]
         work.mkdir(parents=True, exist_ok=True)
         repeats = find_duplicates(files, source_of, duplicates, work, executor)
-        sets, leaks = None, None
-        if evaluation:
-            sets, leaks = find_contamination(files, evaluation, work, negatives, executor)
+        sets, leaks = find_contamination(files, evaluation, work, negatives, executor) if evaluation else ({}, None)
         removed = None
         if remove:
             found = pd.concat([*repeats.values(), *([] if leaks is None else [leaks])])
             removed = [np.unique(found.loc[found["file"] == file, "row"]) for file in range(len(files))]
-            _write_clean(sources, rows, removed, read_manifest(manifest).stage_caps, output, executor)
-        report = _report(sources, rows, repeats, duplicates.across, leaks, removed)
-        report = {"evaluation_sets": sets or {}, "sources": report}
+            entries = _write_clean(sources, rows, removed, output, executor)
+            write_manifest(output / MANIFEST, entries, stage_caps=read_manifest(manifest).stage_caps)
+        described = _report(sources, rows, repeats, duplicates.across, leaks, removed)
+        report = {"evaluation_sets": sets, "sources": described}
         write_whole(output / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_whole(output / TABLE, _table(report))
     return report
@@ -101,18 +100,9 @@ def decontaminate(
 
 
 def _write_clean(
-    sources: Sequence[Source],
-    rows: Sequence[int],
-    removed: Sequence[np.ndarray],
-    stage_caps: Mapping[str, int],
-    output: Path,
-    executor: Executor | None,
-) -> None:
-    """Write ``<source>/<number>.parquet`` for every file, without the rows to remove, and ``manifest.yaml``.
-
-    All columns, their types and the order of the rows stay; a file that loses nothing is copied byte for byte. A file
-    that loses every row is not written, nor is a source without files.
-    """
+    sources: Sequence[Source], rows: list[int], removed: list[np.ndarray], output: Path, executor: Executor | None
+) -> list[dict[str, Any]]:
+    """Write ``<source>/<number>.parquet`` for every file with rows left, and return the entries of the manifest."""
     files = [path for source in sources for path in source.files]
     names = [f"{source.name}/{number:05d}.parquet" for source in sources for number in range(len(source.files))]
     kept = [name for name, count, gone in zip(names, rows, removed, strict=True) if len(gone) < count]
@@ -139,11 +129,12 @@ def _write_clean(
         else:
             logger.warning("source %s: every row was removed; the manifest leaves it out", source.name)
             shutil.rmtree(output / source.name)
-    write_manifest(manifest, entries, stage_caps=stage_caps)
+    return entries
 
 
 def _clean(files: Sequence[Path], targets: Sequence[Path], folder: Path, task: int) -> None:
     removed, path, target = np.load(folder / f"removed_{task:05d}.npy"), files[task], targets[task]
+    # A file that loses nothing stays byte for byte; one that loses every row is not written.
     if not len(removed):
         with whole_file(target) as unfinished:
             shutil.copyfile(path, unfinished)

@@ -85,11 +85,10 @@ def find_duplicates(
         parts = [folder / f"sides_{number:05d}.npz" for number in range(len(files))]
         rows, ends = np.unique(_similar(np.unique(pairs, axis=0), options.similarity, parts), return_inverse=True)
         graph = coo_array((np.ones(ends.size // 2), ends.reshape(-1, 2).T), shape=(len(rows), len(rows)))
-        near = _repeats(connected_components(graph, directed=False)[1], rows, sources)
+        found["near"] = _repeats(connected_components(graph, directed=False)[1], rows, sources)
         if options.exact:
-            exact = pd.MultiIndex.from_frame(found["exact"][["file", "row"]])
-            near = near[~pd.MultiIndex.from_frame(near[["file", "row"]]).isin(exact)]
-        found["near"] = near
+            exact, near = (pd.MultiIndex.from_frame(each[["file", "row"]]) for each in found.values())
+            found["near"] = found["near"][~near.isin(exact)]
     return found
 
 

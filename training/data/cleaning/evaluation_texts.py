@@ -75,9 +75,8 @@ def _read(path: Path) -> pd.DataFrame:
             return pd.DataFrame(columns_of(pq.read_table(path)))
         if path.suffix in (".csv", ".tsv"):
             # Texts such as "NA" and "0.50" stay as they are written.
-            separator = "\t" if path.suffix == ".tsv" else ","
             options = {"dtype": str, "na_filter": False, "index_col": False, "encoding": "utf-8-sig"}
-            return pd.read_csv(path, sep=separator, **options)
+            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **options)
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         if path.suffix == ".txt":
             return pd.DataFrame({"line": lines})
@@ -135,8 +134,7 @@ EvaluationSet = EvaluationFile | EvaluationTask
 def evaluation_tasks(names: Sequence[str]) -> list[EvaluationTask]:
     """Return the ``mteb`` tasks of these names; an aggregate task stands for its parts."""
     parts = [part for task in _get_tasks(names) for part in getattr(task, "tasks", None) or [task]]
-    found = [EvaluationTask(part.metadata.name, str(part.metadata.revision)) for part in parts]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(EvaluationTask(part.metadata.name, str(part.metadata.revision)) for part in parts))
 
 
 def _get_tasks(names: Sequence[str]) -> Sequence[Any]:
@@ -166,8 +164,6 @@ def _tables(data: Any, splits: Sequence[str], part: str = "") -> Iterator[tuple[
 def _text_columns(task: Any, part: str, columns: Sequence[str]) -> list[str]:
     if part in _RETRIEVAL:
         return [column for column in _RETRIEVAL_TEXTS if column in columns]
-    named: list[str] = []
-    for attribute in _TEXT_COLUMNS:
-        value = getattr(task, attribute, None) or ()
-        named += [value] if isinstance(value, str) else list(value)
+    values = [getattr(task, attribute, None) or () for attribute in _TEXT_COLUMNS]
+    named = [column for value in values for column in ([value] if isinstance(value, str) else value)]
     return [column for column in named if column in columns] or [name for name in columns if name not in _NO_TEXTS]

@@ -30,10 +30,6 @@ logger = logging.getLogger(__name__)
 LICENCE = "each program's own"
 # Increase it when the same options would build other data than before.
 _FORMAT = 2
-_INSTRUCTIONS = {
-    "gettext_translation": "Retrieve the English translation.",
-    "gettext_pairs": "Retrieve the translation into another language.",
-}
 _MORE_PROGRAMS = "install more programs and language packs, or name more folders in 'locale_dirs'"
 _ROWS_AT_ONCE = 5 * ROW_GROUP_ROWS
 # Other languages drawn for a message before it is given up.
@@ -78,11 +74,11 @@ def build_gettext(
     translated = _evenly(corpus, training, rows_per_language)
     paired, others = _in_other_languages(corpus, training, _evenly(corpus, training, pairs_per_language))
     kinds = {
-        "gettext_translation": ("English negatives", translated, corpus.english(translated)),
-        "gettext_pairs": ("negatives of one language", paired, others),
+        "gettext_translation": ("English negatives", "the English translation", translated, corpus.english(translated)),
+        "gettext_pairs": ("negatives of one language", "the translation into another language", paired, others),
     }
     entries, counts = [], {}
-    for name, (purpose, rows, passages) in kinds.items():
+    for name, (purpose, wanted, rows, passages) in kinds.items():
         drawn = negatives.draw(rows, passages, purpose)
         rows, passages, drawn = (each[drawn[:, 0] >= 0] for each in (rows, passages, drawn))
         counts[name] = write_parquet(folder / f"{name}.parquet", _tables(corpus, rows, passages, drawn))
@@ -90,7 +86,7 @@ def build_gettext(
             languages = np.unique(corpus.language[np.concatenate((rows, passages))]).tolist()
             entry = {"name": name, "files": [f"{name}.parquet"], "task_type": "retrieval", "symmetric": True}
             codes = sorted({corpus.languages[language][0] for language in languages})
-            entries.append({**entry, "instruction": _INSTRUCTIONS[name], "languages": codes, "licence": LICENCE})
+            entries.append({**entry, "instruction": f"Retrieve {wanted}.", "languages": codes, "licence": LICENCE})
     if not entries:
         fault = f"no message has {num_negatives} others beside it; lower 'num_negatives'"
         raise UserError(f"{folders}: {fault}, or {_MORE_PROGRAMS}")
@@ -263,7 +259,11 @@ class Negatives:
         self._corpus, self._count = corpus, count
         # Number of texts drawn from any program, for programs with few messages.
         self._spare = 2 * count + 8
-        self._same_meaning = _same_meaning(corpus, rows)
+        # Pairs of concepts with a translation in common, as ``first * len(corpus.concept) + second``.
+        frame = pd.DataFrame({name: getattr(corpus, name)[rows] for name in ("language", "text", "concept")})
+        frame = frame[frame.duplicated(["language", "text"], keep=False)]
+        pairs = frame.merge(frame, on=["language", "text"])[["concept_x", "concept_y"]].to_numpy()
+        self._same_meaning = np.unique(pairs[:, 0] * len(corpus.concept) + pairs[:, 1])
         self._neighbours = _neighbours(corpus, rows, count * _NEIGHBOURS_PER_NEGATIVE)
         texts = np.concatenate((rows, np.unique(corpus.english(rows))))
         self._of_language = dict(grouped(corpus.language[texts], texts))
@@ -292,15 +292,6 @@ class Negatives:
                 valid &= ~np.isin(concept[row] * len(concept) + concept[items], self._same_meaning)
                 drawn[part] = first_distinct(items, valid, text, self._count)
         return drawn
-
-
-def _same_meaning(corpus: Corpus, rows: Rows) -> Rows:
-    """Return the pairs of concepts with a translation in common, as ``first * len(corpus.concept) + second``."""
-    columns = {"language": corpus.language[rows], "text": corpus.text[rows], "concept": corpus.concept[rows]}
-    frame = pd.DataFrame(columns)
-    frame = frame[frame.duplicated(["language", "text"], keep=False)]
-    pairs = frame.merge(frame, on=["language", "text"])
-    return np.unique(pairs["concept_x"].to_numpy() * len(corpus.concept) + pairs["concept_y"].to_numpy())
 
 
 def _neighbours(corpus: Corpus, rows: Rows, count: int) -> Rows:

@@ -154,7 +154,8 @@ def mine(
             shutil.rmtree(tasks.folder)
             logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(numbers))
         stage_caps = read_manifest(manifest).stage_caps if manifest else {}
-        _write_manifest(output, report, sources, others, options.negatives, stage_caps)
+        entries = _manifest_entries(output, report, sources, others, options.negatives)
+        write_manifest(output / MANIFEST, entries, stage_caps=stage_caps)
         shutil.rmtree(output / _WORK, ignore_errors=True)
     return {"sources": report}
 
@@ -172,15 +173,10 @@ def _read_report(output: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a report of mining; give another --output") from None
 
 
-def _write_manifest(
-    output: Path,
-    report: Mapping[str, Any],
-    sources: Sequence[Source],
-    others: Sequence[Source],
-    negatives: int,
-    stage_caps: Mapping[str, int],
-) -> None:
-    """Write the manifest of all mined sources with rows and of the sources that were not mined."""
+def _manifest_entries(
+    output: Path, report: Mapping[str, Any], sources: Sequence[Source], others: Sequence[Source], negatives: int
+) -> list[dict[str, Any]]:
+    """Return the manifest's entries of all mined sources with rows and of the sources that were not mined."""
     empty = [source.name for source in sources if not report[source.name]["kept"]]
     if len(empty) == len(sources):
         fault = f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them)"
@@ -194,7 +190,7 @@ def _write_manifest(
         if source.name not in report:
             files = [os.path.relpath(Path(file).resolve(), output) for file in source.files]
             entries.append({**asdict(source), "files": files})
-    write_manifest(output / MANIFEST, entries, stage_caps=stage_caps)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -340,8 +336,7 @@ class MiningTasks:
                     row += len(batch)
                     own = batch.select(names).to_pylist()
                     negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                    short = self.options.keep_short
-                    kept = [row for row, each in enumerate(negatives) if short or each[-1] is not None]
+                    kept = [i for i, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None]
                     if not kept:
                         continue
                     columns = list(zip(*(negatives[row] for row in kept), strict=True))

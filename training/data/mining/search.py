@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from training.common.errors import UserError
+from training.data.cldr.draws import repeated
 from training.data.manifest import Source
 from training.data.mining.corpus import Ids, find, form_ids, read_ids
 
@@ -101,9 +102,8 @@ class Translations:
     def __init__(self, sources: Sequence[Source]) -> None:
         sides = read_ids([file for source in sources for file in source.files], form_ids).values()
         self._ids, ends = np.unique(np.concatenate([*sides]), return_inverse=True)
-        graph = coo_array(
-            (np.ones(len(ends) // 2, dtype=bool), tuple(ends.reshape(2, -1))), shape=(len(self._ids),) * 2
-        )
+        pairs = (np.ones(len(ends) // 2, dtype=bool), tuple(ends.reshape(2, -1)))
+        graph = coo_array(pairs, shape=(len(self._ids),) * 2)
         groups = connected_components(graph, directed=False)[1] if sources else []
         # The last entry is for texts in no group.
         self._groups = np.append(groups, -1).astype(np.int64)
@@ -192,17 +192,8 @@ def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> li
         (group >= 0) & translation,
         scores >= np.float32(options.max_score),
         scores >= limit[:, None],
-        _repeated(form),
+        repeated(form),
     ]
-
-
-def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which values occur further to the left in their row."""
-    order = np.argsort(values, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=1)
-    repeated = np.zeros(values.shape, dtype=bool)
-    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-    return repeated
 
 
 def _listed(values: NDArray[np.int64], row: NDArray[np.int64], value: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -95,12 +95,9 @@ def _bad_rows(
 def _hash_batch(
     plan: PreparationPlan, batch: pa.RecordBatch, negatives: Sequence[str]
 ) -> tuple[np.ndarray, dict[bytes, str]]:
-    """Return ``(rows, 2 + negatives)`` hashes of a batch's texts, and the distinct texts by their digests.
-
-    Texts are hashed as the model reads them: queries and a share of a symmetric source's documents under the
-    instruction, documents under that of their row's query. The share is drawn per text: it has one form.
-    """
+    """Return ``(rows, 2 + negatives)`` hashes of texts as the model reads them, and the distinct texts by digest."""
     source, options, texts = plan.source, plan.options, {}
+    # Of the documents, under the instruction of their row's query. It is drawn per text: each has one form.
     share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
 
