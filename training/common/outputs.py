@@ -93,7 +93,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Give an empty folder that replaces ``output`` when the block ends, unless it fails; use it in :func:`locked`."""
     with scratch_folder(output) as partial:
         yield partial
-        publish(partial, output.resolve())
+        move_into_place(partial, output.resolve())
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def temporary_folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="f2llm-", ignore_cleanup_errors=True)
 
 
-def publish(partial: Path, final: Path) -> None:
+def move_into_place(partial: Path, final: Path) -> None:
     """Rename a finished folder to its final name and sync it, so that a power failure loses nothing."""
     # Some libraries write files that only their owner may read; the folder has the mode of the umask.
     readers = partial.stat().st_mode & 0o666

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from training.common.errors import StoppedError, UserError, in_one_line
 from training.common.hub import check_repository
-from training.common.outputs import check_output, locked, publish, scratch_folder
+from training.common.outputs import check_output, locked, move_into_place, scratch_folder
 from training.common.run_folder import FINAL_MODEL
 from training.models.merging import MAX_SHARD_SIZE
 from training.models.model_folder import user_error
@@ -171,7 +171,7 @@ def _pack(
             if (output / RECORD).is_file() and filecmp.cmp(scratch / RECORD, output / RECORD, shallow=False):
                 logger.info("%s: holds this release already", output)
             else:
-                publish(scratch, output)
+                move_into_place(scratch, output)
                 logger.info("%s: packed %s, %d files", output, options.name, len(contents_of(output)))
     # safetensors reports a full disk with its own error class.
     except (OSError, SafetensorError) as error:

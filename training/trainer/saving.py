@@ -21,7 +21,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common import run_folder
 from training.common.errors import NonFiniteError, OutputError, StoppedError, UserError, in_one_line, lost_contact
-from training.common.outputs import publish
+from training.common.outputs import move_into_place
 from training.common.run_folder import STAGING, checkpoints, last_checkpoint, missing_part, options_of, step_of
 from training.config.arguments import StageArguments
 from training.distillation.distillation import Projection
@@ -158,7 +158,7 @@ class SavingTrainer(Trainer):
                     partial, best = output_dir / STAGING / final.name, self.state.best_model_checkpoint
                     # Trainer wrote down the hidden folder as that of the best model.
                     self.state.save_to_json(str(partial / "trainer_state.json"))
-                    publish(partial, final)
+                    move_into_place(partial, final)
                     run_folder.rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
         finally:
             self._staged = False

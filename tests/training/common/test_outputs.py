@@ -19,7 +19,6 @@ from training.common.outputs import (
     clear_partials,
     locked,
     new_folder,
-    publish,
     write_checksums,
     write_whole,
 )
@@ -107,7 +106,7 @@ def test_published_files_have_the_mode_that_the_umask_gives(tmp_path):
         (tmp_path / "partial").mkdir()
         # As safetensors leaves them.
         (tmp_path / "partial/model.safetensors").touch(mode=0o600)
-        publish(tmp_path / "partial", tmp_path / "final")
+        move_into_place(tmp_path / "partial", tmp_path / "final")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "final/model.safetensors").stat().st_mode) == 0o640

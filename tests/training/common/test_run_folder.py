@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.common.outputs import discard, publish
+from training.common.outputs import discard, move_into_place
 from training.common.run_folder import STAGING, checkpoints, last_checkpoint, remove_leftovers, rotate
 
 NEEDED = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
@@ -54,7 +54,7 @@ def test_publishing_is_one_rename_of_a_whole_folder(tmp_path, monkeypatch):
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", note_and_rename)
-    publish(partial, torn)
+    move_into_place(partial, torn)
     # The incomplete folder of that name goes away first.
     assert [path for path, *_ in seen] == [torn, partial] and seen[-1][1:] == (torn, None)
     assert last_checkpoint(tmp_path) == torn

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, SubmittedError, run_phases
-from training.common.outputs import check_output, checksums_of, locked, publish, write_whole
+from training.common.outputs import check_output, checksums_of, locked, move_into_place, write_whole
 from training.data.manifest import Source
 from training.data.preparation.plan import PreparationOptions, make_plan
 from training.data.preparation.reading import read_shard
@@ -110,7 +110,7 @@ def _prepare_source(
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
         assemble(plan, whole, fingerprint)
-        publish(whole, output)
+        move_into_place(whole, output)
         shutil.rmtree(plan.folder)
     logger.info("prepared %s", source.name)
     return PreparedSource(output).check()
