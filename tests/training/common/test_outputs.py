@@ -18,6 +18,7 @@ from training.common.outputs import (
     checksums_of,
     clear_partials,
     locked,
+    move_into_place,
     new_folder,
     write_checksums,
     write_whole,
@@ -100,7 +101,7 @@ def test_what_a_link_leads_to_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "file", "link", "place"]
 
 
-def test_published_files_have_the_mode_that_the_umask_gives(tmp_path):
+def test_finished_files_have_the_mode_that_the_umask_gives(tmp_path):
     before = os.umask(0o027)
     try:
         (tmp_path / "partial").mkdir()
