@@ -29,7 +29,7 @@ _POINTS = {
     "setup": "training.stages.setup.set_seed",
     "step": "training.trainer.trainer.F2LLMTrainer.training_step",
     "evaluation": "training.evaluation.runner.evaluate",
-    "checkpoint": "training.trainer.saving.publish",
+    "checkpoint": "training.trainer.saving.move_into_place",
     "finish": "training.stages.stage._save",
 }
 
