@@ -110,3 +110,13 @@ def test_another_command_puts_its_own_remedy_in_the_place():
     assert str(other) == "there: holds another run; give another --output" and type(other) is OutputError
     # A remedy that is the same everywhere stays.
     assert str(UserError("no such file; check the path").advising("x")) == "no such file; check the path"
+
+
+def test_a_report_names_no_secret(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert ending_in(TypeError("swordfish at https://user:pw@host and hf_oauth_abcdefgh")) == 1
+    written = capsys.readouterr().err + next(tmp_path.glob("f2llm-traceback-*")).read_text(encoding="utf-8")
+    assert not any(secret in written for secret in ("swordfish", "user:pw", "hf_oauth_abcdefgh"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert ending_in(TypeError("x")) == 1 and "not saved" in capsys.readouterr().err
