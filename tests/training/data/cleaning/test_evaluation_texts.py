@@ -153,3 +153,8 @@ def test_tasks_of_others_and_those_that_cannot_be_had(mteb, refuses, monkeypatch
     monkeypatch.setitem(sys.modules, "mteb", None)
     with refuses("mteb", "pip install 'f2llm[eval]'"):
         evaluation_tasks(["STS"])
+
+
+def test_a_csv_file_with_a_trailing_comma_keeps_its_columns(tmp_path):
+    (tmp_path / "e.csv").write_text("query,passage\nwhat is a cat,a small animal,\n", encoding="utf-8")
+    assert texts_of(f"{tmp_path / 'e.csv'}:query") == ["what is a cat"]
