@@ -1,5 +1,6 @@
 """Train the stages of a recipe (default: the quickstart), one after the other, and evaluate what comes out.
 
+python training/run_stage.py --data my.jsonl --model FOLDER_OR_HUB_NAME --output_dir runs/mine
 python training/run_stage.py my_recipe.yaml --output_dir runs/mine --learning_rate 2e-5 --resume
 """
 
@@ -20,10 +21,12 @@ from training.common.errors import UserError
 from training.config.recipe import Stage, command_line_overrides, load_recipe, recipe_help
 from training.evaluation.pairs import check_stage_pairs
 from training.planning.plan import device_overrides, show_plans
+from training.stages.own_data import check_own_data
 from training.stages.stage import Uploads, run_recipe
 from training.trainer.stopping import ended_by_signals
 
-QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart" / "recipe.yaml"
+RECIPES = Path(__file__).resolve().parent / "recipes"
+QUICKSTART, FINE_TUNING = RECIPES / "quickstart" / "recipe.yaml", RECIPES / "finetune" / "default.yaml"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +52,8 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     # argparse would take the value of an unknown key for the recipe.
     if not words or words[0].startswith("-"):
-        words = [str(QUICKSTART), *words]
+        own = any(word.partition("=")[0] == "--data" for word in words)
+        words = [str(FINE_TUNING if own else QUICKSTART), *words]
 
     status = run_command(lambda: _run(words), resumes=True)
     # Only after good work: with some processes gone, the others would wait for them here.
@@ -77,6 +81,8 @@ def _run(words: list[str]) -> None:
             raise UserError(f"{recipe.path}: no stage {name!r}; there are {', '.join(names)}")
     chosen = [stage for stage in recipe.stages if stage.name in (arguments.stage or names)]
     check_stage_pairs([stage.arguments for stage in chosen])
+    for stage in chosen:
+        check_own_data(stage.arguments)
     if arguments.dry_run:
         show_plans(recipe, chosen, arguments.measure)
         return

@@ -77,6 +77,14 @@ class StageArguments(LoraArguments, TrainingArguments):
     # Data
     manifest: str | None = path(None, "Manifest (YAML) of the sources.")
     data_dir: str | None = path(None, "Folder or hf:// address of the manifest's files, instead of its own.")
+    data: list[str] | None = path(None, "Own files, folders or Hub data sets, read as they are, instead of a manifest.")
+    columns: list[str] | None = learnt(None, "Columns of 'data' with other names: query=…, passage=…, negative=….")
+    held_out_share: float = learnt(
+        0.05, "Share of the queries of 'data' to score before and after on.", least=0, below=1
+    )
+    elsewhere: str | None = path(None, "Data of another kind to score on as well; default: names of CLDR; or 'none'.")
+    replay: float = learnt(0.0, "Share of the rows that are replayed against forgetting.", least=0, below=1)
+    replay_data: list[str] | None = path(None, "Data to replay; names of CLDR if left out.")
     manifest_stage: str | None = learnt(None, "Use the sources of this stage of the manifest, with its caps.")
     builder: str | None = learnt(None, "Builder of the manifest and its files if they are missing: cldr, gettext.")
     builder_options: str | None = learnt(None, "Options of the builder, as JSON.")
@@ -119,6 +127,8 @@ class StageArguments(LoraArguments, TrainingArguments):
     matryoshka_dimensions: list[int] | None = learnt(None, "Widths trained; powers of two if left out.")
     mask_duplicates: bool = learnt(False, "Exclude rows of the same query or positive from in-batch negatives.")
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
+
+    learning_rate_by_size: str | None = learnt(None, "Learning rate by most parameters, as JSON, if none is given.")
 
     # Distillation
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")

@@ -32,6 +32,7 @@ from training.models.loading import load_tokenizer, load_whole_model, source_tex
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
+from training.stages.own_data import add_replay, build_own_data
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
 
@@ -60,6 +61,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     pairs = load_stage_pairs(args)
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer)
+    _settle_learning_rate(stage, model.num_parameters())
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
@@ -74,6 +76,15 @@ def set_up(stage: Stage) -> F2LLMTrainer:
         trainer.base_revision = base_revision(base_of(args.model), "key 'model'")
     _add_evaluation(trainer, pairs)
     return trainer
+
+
+def _settle_learning_rate(stage: Stage, parameters: int) -> None:
+    """Choose the learning rate by the size of the model, if the stage gives none."""
+    rates = stage.arguments.mapping("learning_rate_by_size")
+    fitting = [each for each in sorted((float(size), rate) for size, rate in rates.items()) if parameters <= each[0]]
+    if fitting and "learning_rate" not in stage.keys:
+        stage.arguments.learning_rate = float(fitting[0][1])
+        logger.info("learning rate of a model of %s parameters: %g", f"{parameters:,}", fitting[0][1])
 
 
 def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
@@ -106,8 +117,10 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
 
 def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
     """Return all sources of the manifest, and those of this stage, which must have something to teach."""
+    if args.data:
+        args.manifest = str(add_replay(args, build_own_data(args)))
     if args.manifest is None:
-        raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
+        raise UserError("key 'manifest' is missing; give the YAML file that lists the sources, or files as 'data'")
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed, args.mapping("builder_options"))
     sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)

@@ -40,6 +40,7 @@ from training.pruning.plan import make_plan, pruned_config
 from training.pruning.pruning import apply_plan
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
+from training.stages.own_data import OWN_NAMES, answer, compares, score_start
 from training.stages.setup import find_models, make_model, make_tokenizer, prepare_sources, read_sources, set_up
 from training.trainer.saving import GO_ON, checkpoint_to_resume, writing
 from training.trainer.stopping import Interruption
@@ -77,6 +78,8 @@ def run_recipe(
         model = run_stage(stage, resume, accept_changes, more=stage is not chosen[-1], uploads=uploads_of(stage))
         if stage.name in evaluations and stage.arguments.process_index == 0:
             evaluate_and_report(model, stage.arguments, evaluations[stage.name])
+        if compares(stage.arguments) and stage.arguments.process_index == 0:
+            answer(stage.arguments)
 
 
 def _evaluation_files(recipe: Recipe) -> dict[str, Path]:
@@ -125,6 +128,8 @@ def run_stage(
                 return final
             checkpoint = checkpoint_to_resume(output_dir) if resume else None
             trainer = set_up(stage)
+            if compares(args) and args.should_save:
+                score_start(args)
             changed |= _record(stage, trainer, checkpoint, accept_changes)
             if args.should_save:
                 note_changes(output_dir, changed, checkpoint)
@@ -183,6 +188,7 @@ def _check_run(output_dir: Path, stage: Stage, resume: bool, accept_changes: boo
     # Written below the output folder before the training.
     folders = [args.prepared_folder, args.teacher_cache_dir, args.builder and Path(args.manifest or "").parent]
     names = [name for folder in folders if folder for name in Path(os.path.relpath(folder, output_dir)).parts[:1]]
+    names += OWN_NAMES if args.data else ()
     ours = {form for name in names for form in (name, f".{name}.partial", f".{name}.lock")}
     held = {path.name for path in output_dir.iterdir()} - _PREPARATIONS - ours
     if held and RECIPE not in held:

@@ -8,19 +8,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked, scratch_folder, write_whole
 from training.common.yaml_file import load_yaml, unknown_key
-from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, Row, is_filled
+from training.data.building.examples import Row
+from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, is_filled, labelled
+from training.data.building.held_out import (
+    CANDIDATES,
+    HELD_OUT,
+    noted,
+    query_forms,
+    split_rows,
+    write_labels,
+    write_passages,
+    write_queries,
+)
 from training.data.building.reader import RawData, RawRows, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
@@ -64,12 +76,13 @@ _KEYS = {
     "load_options": Key(f"a mapping without {', '.join(_NOT_OPTIONS)}", _are_options, {}),
     "format": Key(f"one of {', '.join(FORMATS)}", lambda value: isinstance(value, str) and value in FORMATS),
     "columns": Key("a mapping", lambda value: isinstance(value, dict)),
-    "instruction": TEXT,
+    "instruction": TEXT._replace(default=None),
     "languages": Key("a list of codes (quote those that YAML takes for something else, such as 'no')", _are_texts, []),
     "licence": TEXT._replace(default=None),
     "cap": NUMBER._replace(default=None),
     "symmetric": FLAG._replace(default=None),
     "on_bad_row": Key(f"one of {', '.join(ON_BAD_ROW)}", lambda value: value in ON_BAD_ROW, "error"),
+    "held_out_share": Key("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1, 0),
 }
 _COLUMN = Key("the name of a column", is_filled)
 _COLUMNS = Key("the name of a column or a list of them", _are_some_texts)
@@ -88,6 +101,7 @@ class RawSource:
     options: dict[str, Any]  # values of the format's keys
     entry: dict[str, Any]  # in the manifest
     on_bad_row: str  # one of ON_BAD_ROW
+    held_out_share: float = 0  # of the queries, for evaluation; with 1, no row is for training
 
     @property
     def lang(self) -> str | None:
@@ -97,7 +111,11 @@ class RawSource:
 
 def load_build_file(path: Path) -> tuple[int, list[RawSource]]:
     """Read a build file; return its seed and its sources in order."""
-    content = load_yaml(path)
+    return read_build(path, load_yaml(path))
+
+
+def read_build(path: Path, content: Mapping[str, Any]) -> tuple[int, list[RawSource]]:
+    """Check the content of a build file."""
     for key in content:
         if key not in ("seed", "sources"):
             raise unknown_key(str(path), key, ["seed", "sources"])
@@ -120,11 +138,13 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         if key not in _KEYS and key not in kind.keys:
             raise unknown_key(where, key, [*_KEYS, *kind.keys])
     values = {name: key.value(where, name, entry) for name, key in _KEYS.items()}
-    known, columns = (*kind.texts, *kind.values, *kind.optional), values["columns"]
+    known, columns = (*kind.texts, *kind.values, *kind.optional, *kind.lists), values["columns"]
     for role in (*columns, *kind.texts, *kind.values):
         if role not in known:
             raise unknown_key(f"{where}: columns", role, known)
-        (_COLUMNS if role in kind.texts else _COLUMN).value(f"{where}: columns", role, columns)
+        (_COLUMNS if role in (*kind.texts, *kind.lists) else _COLUMN).value(f"{where}: columns", role, columns)
+    if values["held_out_share"] and kind.held_out_by not in columns:
+        raise UserError(f"{where}: key 'held_out_share' needs a format with queries; take it out")
     named = {"name": values["config"], **{key: values[key] for key in ("split", "revision", "data_files")}}
     entry_of = {"name": values["name"], "files": [f"{values['name']}.parquet"], "task_type": kind.task_type}
     entry_of |= {key: values[key] for key in ("instruction", "languages", "licence", "cap")}
@@ -138,6 +158,7 @@ def _read_source(where: str, number: int, entry: Any) -> RawSource:
         options={name: key.value(where, name, entry) for name, key in kind.keys.items()},
         entry=entry_of | {"symmetric": kind.symmetric if values["symmetric"] is None else values["symmetric"]},
         on_bad_row=values["on_bad_row"],
+        held_out_share=values["held_out_share"],
     )
 
 
@@ -149,11 +170,18 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
     sources. ``build.json`` counts, by source, the raw rows read, the rows written and the rows dropped for each reason.
     """
     path, output = Path(path), Path(output)
-    seed, sources = load_build_file(path)
-    check_output(output, [path, *_raw_files(path.parent, sources)])
+    return build_sources(*load_build_file(path), path.parent, output, [path])
+
+
+def build_sources(
+    seed: int, sources: Sequence[RawSource], folder: Path, output: Path, reads: Sequence[Path] = ()
+) -> Path:
+    """Build sources, whose paths start at ``folder``, as :func:`build_from_file` does."""
+    check_output(output, [*reads, *_raw_files(folder, sources)])
     with locked(output):
         report = _finished(output)
-        files = [escape(f"{name}.parquet") for name in {*report, *(source.name for source in sources)}]
+        names = {*report, *(source.name for source in sources)}
+        files = [escape(name) for each in names for name in source_files(each)]
         check_output(output, ours=[MANIFEST, REPORT, ".*", *files])
         output.mkdir(exist_ok=True)
         # Marks the folder as a build from the start, so that a killed build can be continued.
@@ -162,25 +190,42 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
         replaced: dict[str, Any] = {}
         with scratch_folder(output / "replaced") as aside:
             for source in sources:
-                data = load_raw(source.where, source.dataset, path.parent, **source.load_options)
+                data = load_source(source, folder)
                 fingerprint = _fingerprint(source, seed, data)
-                file, built = output / f"{source.name}.parquet", report.get(source.name, {})
-                size = file.stat().st_size if file.is_file() else None
-                if built.get("fingerprint") == fingerprint and size == built.get("bytes"):
+                built, there = report.get(source.name, {}), _sizes(output, source.name)
+                if built.get("fingerprint") == fingerprint and there == built.get("bytes"):
                     logger.info("%s: kept, %d rows", source.name, built["rows"])
                     continue
-                done, folder = (report, output) if size is None else (replaced, aside)
-                done[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, folder / file.name)}
+                done, target = (replaced, aside) if there else (report, output)
+                done[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, target)}
                 _write_report(output, report)
             if replaced:
                 # Killed from here on, neither manifest nor report describes a file of another build.
                 (output / MANIFEST).unlink(missing_ok=True)
                 _write_report(output, {name: built for name, built in report.items() if name not in replaced})
                 for name in replaced:
-                    (aside / f"{name}.parquet").replace(output / f"{name}.parquet")
+                    for file in source_files(name):
+                        (output / file).unlink(missing_ok=True)
+                        if (aside / file).exists():
+                            (aside / file).replace(output / file)
                 _write_report(output, report | replaced)
-            write_manifest(output / MANIFEST, [source.entry for source in sources])
+            write_manifest(output / MANIFEST, [each.entry for each in sources if each.held_out_share < 1])
     return output / MANIFEST
+
+
+def load_source(source: RawSource, folder: Path) -> RawData:
+    """Find the raw rows of a source, whose paths start at ``folder``."""
+    return load_raw(source.where, source.dataset, folder, **source.load_options)
+
+
+def source_files(name: str) -> list[str]:
+    """Return the names of a source's rows, of its held-out queries, and of the texts to find their passages among."""
+    return [f"{name}{part}.parquet" for part in ("", HELD_OUT, CANDIDATES)]
+
+
+def _sizes(folder: Path, name: str) -> dict[str, int]:
+    """Return the bytes of the files of a source that exist."""
+    return {file: (folder / file).stat().st_size for file in source_files(name) if (folder / file).is_file()}
 
 
 def _raw_files(folder: Path, sources: list[RawSource]) -> Iterator[Path]:
@@ -206,33 +251,103 @@ def _finished(output: Path) -> dict[str, Any]:
         raise UserError(f"{output}: holds something else than a build from raw data; give another folder") from None
 
 
-def _build(source: RawSource, seed: int, data: RawData, file: Path) -> dict[str, Any]:
-    """Write the file of a source and return what ``build.json`` says about it."""
-    kind, quarantine = source.format, source.on_bad_row == "quarantine"
-    roles = {"texts": kind.texts, "values": kind.values, "optional": kind.optional}
-    raw = RawRows(data, source.columns, source.where, **roles, name=source.name, seed=seed, quarantine=quarantine)
-    rows = write_parquet(file, _tables(source, kind.rows(raw, **source.options)))
+class _Shape(NamedTuple):
+    """What the columns of a source's file are."""
+
+    positives: int = 0  # further passages
+    negatives: int = 0
+    more: Sequence[str] = ()
+
+
+def check_source(source: RawSource, seed: int, data: RawData) -> None:
+    """Read every raw row of a source, and raise the error of the first faulty one; nothing is written."""
+    for part in _split(source, seed, data):
+        if part is not None and part.num_rows:
+            deque(_rows(source, _raw_rows(source, seed, part)), maxlen=0)
+
+
+def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[str, Any]:
+    """Write the files of a source and return what ``build.json`` says about it."""
+    kind, trains = source.format, source.held_out_share < 1
+    file, queries, candidates = (folder / name for name in source_files(source.name))
+    train, held_out = _split(source, seed, data)
+    asked = None if held_out is None else _raw_rows(source, seed, held_out)
+    raw = _raw_rows(source, seed, train, frozenset() if asked is None else query_forms(asked, kind.held_out_by))
+    documents: dict[str, None] = dict.fromkeys(data.documents()) if asked is not None else {}
+    shape = _Shape(negatives=source.options.get("num_negatives", kind.num_negatives), more=kind.more)
+    if kind.lists:
+        shape = _shape(noted(_rows(source, raw), documents))
+    rows = write_parquet(file, _tables(source, shape, _rows(source, raw))) if trains else 0
     dropped = {reason: count for reason, count in sorted(raw.dropped.items()) if count}
     reasons = "".join(f"; dropped {count}: {reason}" for reason, count in dropped.items())
-    if not rows:
+    if trains and not rows:
         fault = f"no row is left of {data.num_rows}{reasons}; check 'columns' and the keys of the format"
         raise UserError(f"{source.where}: {fault}")
-    logger.info("%s: %d rows of %d read%s", source.name, rows, data.num_rows, reasons)
-    return {"bytes": file.stat().st_size, "read": data.num_rows, "rows": rows, "dropped": dropped}
+    counts = {"read": data.num_rows, "rows": rows, "dropped": dropped}
+    if asked is not None and kind.rows is labelled:
+        counts["held_out"] = write_labels(queries, "query", asked)
+        write_labels(candidates, "passage", raw)
+    elif asked is not None:
+        counts["held_out"] = write_queries(queries, noted(_rows(source, asked), documents))
+        write_passages(candidates, documents)
+    aside = f", {counts['held_out']} queries held out" if asked is not None else ""
+    logger.info("%s: %d rows of %d read%s%s", source.name, rows, data.num_rows, aside, reasons)
+    return {"bytes": _sizes(folder, source.name), **counts}
 
 
-def _tables(source: RawSource, rows: Iterator[Row]) -> Iterator[pa.Table]:
+def _split(source: RawSource, seed: int, data: RawData) -> tuple[RawData, RawData | None]:
+    """Return the raw rows to train on, and those that are held out."""
+    if not source.held_out_share:
+        return data, None
+    column = source.columns[source.format.held_out_by]
+    # A text is found among others of its class.
+    most = 0.5 if source.format.rows is labelled else 1
+    return split_rows(data, column, source.held_out_share, most, seed, source.where)
+
+
+def _raw_rows(source: RawSource, seed: int, data: RawData, held_out: Container[str] = frozenset()) -> RawRows:
+    roles = {name: getattr(source.format, name) for name in ("texts", "values", "optional", "lists")}
+    quarantine = source.on_bad_row == "quarantine"
+    draws = {"name": source.name, "seed": seed}
+    return RawRows(data, source.columns, source.where, **roles, **draws, held_out=held_out, quarantine=quarantine)
+
+
+def _rows(source: RawSource, raw: RawRows) -> Iterator[Row]:
+    return source.format.rows(raw, **source.options)
+
+
+def _shape(rows: Iterator[Row]) -> _Shape:
+    """Return the columns that hold rows of any number of passages and negatives."""
+    positives = negatives = 0
+    more: dict[str, None] = {}
+    for row in rows:
+        positives, negatives = max(positives, len(row.positives)), max(negatives, len(row.negatives))
+        more |= dict.fromkeys(row.more)
+    return _Shape(positives, negatives, sorted(more))
+
+
+def _tables(source: RawSource, shape: _Shape, rows: Iterator[Row]) -> Iterator[pa.Table]:
     """Yield the rows as tables of one schema, to keep only one in memory."""
-    num_negatives = source.options.get("num_negatives", source.format.num_negatives)
     while chunk := list(islice(rows, ROW_GROUP_ROWS)):
-        padded = [(*row.negatives, *[None] * (num_negatives - len(row.negatives))) for row in chunk]
-        queries, passages, _, langs = zip(*chunk, strict=True)
-        more = {"lang": [lang or source.lang for lang in langs]} if source.lang or "lang" in source.columns else {}
-        yield rows_table(queries, passages, list(zip(*padded, strict=True)), **more)
+        negatives, positives = (
+            list(zip(*([*texts, *[None] * (width - len(texts))] for texts in side), strict=True))
+            for side, width in (
+                ([row.negatives for row in chunk], shape.negatives),
+                ([row.positives for row in chunk], shape.positives),
+            )
+        )
+        more = {f"positive_{number}": column for number, column in enumerate(positives, start=2)}
+        if source.lang or "lang" in source.columns:
+            more["lang"] = [row.lang or source.lang for row in chunk]
+        table = rows_table([row.query for row in chunk], [row.passage for row in chunk], negatives, **more)
+        for name in shape.more:
+            kind = pa.string() if name.endswith("_id") else pa.float64()
+            table = table.append_column(name, pa.array([row.more.get(name) for row in chunk], kind))
+        yield table
 
 
 def _fingerprint(source: RawSource, seed: int, data: RawData) -> str:
     """Return a hash of everything that the rows depend on."""
     described = [source.name, source.format.rows.__name__, source.lang, source.columns, source.options]
-    described = [_FORMAT, seed, *described, source.on_bad_row, data.fingerprint]
+    described = [_FORMAT, seed, *described, source.on_bad_row, source.held_out_share, data.fingerprint]
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()

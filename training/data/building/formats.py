@@ -13,26 +13,17 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
+from training.data.building.examples import IDENTICAL, Row, examples, similarity
 from training.data.building.reader import RawRows, is_text
 from training.data.cleaning.normalise import normalise
 
 # The default of a key without one.
 REQUIRED: Any = object()
 _NLI_LABELS = ("entailment", "contradiction", "neutral")
-_IDENTICAL = "query and passage are identical"
 # A score of single precision may miss a threshold by rounding: 0.8 of 1 is 4 of 5.
 _TOLERANCE = 1e-6
 # Rows drawn for at a time, to limit the memory of a draw to some megabytes.
 _CHUNK_ROWS = 10_000
-
-
-class Row(NamedTuple):
-    """One row of the published format."""
-
-    query: str
-    passage: str
-    negatives: Sequence[str] = ()  # the hardest first; mining adds missing ones
-    lang: str | None = None  # of the query
 
 
 class Key(NamedTuple):
@@ -61,6 +52,9 @@ class Format:
     texts: tuple[str, ...] = ()  # text columns that every raw row must have
     values: tuple[str, ...] = ()  # other columns that every raw row must have
     optional: tuple[str, ...] = ("lang",)  # columns that need neither be named nor filled in every raw row
+    lists: tuple[str, ...] = ()  # roles of any number of columns, which may hold lists
+    more: tuple[str, ...] = ()  # further columns that every row has
+    held_out_by: str | None = None  # the role by whose texts rows can be held out
     symmetric: bool = False  # unless the build file says otherwise
     num_negatives: int = 0  # unless there is a key for it
     keys: Mapping[str, Key] = field(default_factory=dict)
@@ -77,7 +71,7 @@ def _directed(
 ) -> Iterator[Row]:
     """Yield a pair in one or both directions; count and leave out a pair of equal texts."""
     if query.strip() == passage.strip():
-        raw.dropped[_IDENTICAL] += 1
+        raw.dropped[IDENTICAL] += 1
         return
     yield Row(query, passage, lang=lang)
     if both:
@@ -137,7 +131,7 @@ def nli(raw: RawRows, *, labels: Mapping[Any, str | None], num_negatives: int) -
         label = _meaning(raw, row["label"], meanings, "labels")
         premise, hypothesis = row["premise"], row["hypothesis"]
         if label == "entailment" and premise.strip() == hypothesis.strip():
-            raw.dropped[_IDENTICAL] += 1
+            raw.dropped[IDENTICAL] += 1
         elif label is not None:
             hypotheses = grouped.setdefault((premise, row["lang"]), {known: {} for known in _NLI_LABELS})
             raw.dropped["row is repeated"] += hypothesis in hypotheses[label]
@@ -280,14 +274,25 @@ _BOTH, _NEGATIVES = {"both_directions": FLAG._replace(default=False)}, {"num_neg
 _PAIR, _LANGS, _LABELLED = ("query", "passage"), ("lang", "passage_lang"), (("text",), ("label",))
 _STS, _DUPLICATES = {"threshold": _THRESHOLD, "scale": _SCALE}, {"duplicate_label": _LABEL, **_BOTH}
 _RETRIEVAL = "retrieval"
+_EXAMPLE_LISTS = tuple(f"{role}{part}" for role in ("passage", "negative") for part in ("", "_id", "_score"))
 
 FORMATS = {
+    "examples": Format(
+        *(examples, _RETRIEVAL), optional=("query", "prompt", "lang"), lists=_EXAMPLE_LISTS, held_out_by="query"
+    ),
+    "similarity": Format(
+        *(similarity, "similarity"),
+        optional=(*_PAIR, "score", "lang"),
+        symmetric=True,
+        more=("score",),
+        held_out_by="query",
+    ),
     "pairs": Format(pairs, _RETRIEVAL, _PAIR, optional=_LANGS, keys=_BOTH),
     "summaries": Format(pairs, _RETRIEVAL, ("summary", "article")),
     "nli": Format(nli, _RETRIEVAL, ("premise", "hypothesis"), ("label",), keys={"labels": _LABELS, **_NEGATIVES}),
     "sts": Format(sts, _RETRIEVAL, _PAIR, ("score",), _LANGS, symmetric=True, keys=_STS),
     "duplicates": Format(duplicates, _RETRIEVAL, _PAIR, optional=("label", *_LANGS), symmetric=True, keys=_DUPLICATES),
     "duplicate_groups": Format(duplicate_groups, _RETRIEVAL, values=("group",), symmetric=True, keys=_BOTH),
-    "labelled": Format(labelled, "clustering", *_LABELLED, symmetric=True, keys=_NEGATIVES),
+    "labelled": Format(labelled, "clustering", *_LABELLED, symmetric=True, keys=_NEGATIVES, held_out_by="text"),
     "two_way": Format(two_way, "classification", *_LABELLED, num_negatives=1, keys={"label_texts": _LABEL_TEXTS}),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from itertools import islice
@@ -37,6 +37,7 @@ class RawData:
     num_rows: int
     fingerprint: Any  # a JSON value that changes with the rows
     read: Callable[[list[str]], LocatedRows]  # yields where each row is in its file, and at least these columns of it
+    documents: Callable[[], Iterable[str]] = tuple  # gives passages that may belong to no row
 
 
 def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: Any) -> RawData:
@@ -51,17 +52,11 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
     if is_folder:
         dataset, folder = str(path), path
     try:
-        named = options.get("data_files", [])
-        if is_kind and not named:
-            raise UserError("name the files to read in 'data_files'")
-        if named and (is_folder or is_kind):
-            named = [named] if isinstance(named, str) else named
-            options["data_files"] = [file if "://" in file else str(folder / file) for file in named]
-            # `datasets` leaves out a pattern that fits no file.
-            for file in options["data_files"]:
-                if "://" not in file and not glob(file, recursive=True):
-                    raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
-        if is_folder and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        if is_folder or is_kind:
+            options |= _found_files(options.get("data_files"), folder, is_kind)
+        if is_folder and is_beir(path):
+            return _from_beir(path, split)
+        if is_folder and is_saved(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
             return from_dataset(splits[split])
@@ -73,10 +68,36 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
         return from_dataset(datasets.load_dataset(dataset, split=split, **options))
     except UserError as error:
         reason = str(error)
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
     except Exception as error:  # `datasets` can raise any on a corrupt file; some name the reason in their cause only
         cause = error.__cause__ or error
         reason = f"{in_one_line(cause) or type(cause).__name__}; check dataset, config, split, data_files, load_options"
     raise UserError(f"{where}: cannot load split {split!r} of {dataset!r}: {reason}")
+
+
+def _found_files(named: str | list[str] | None, folder: Path, needed: bool) -> dict[str, list[str]]:
+    """Return the argument ``data_files`` with paths that start at a folder, all of which exist."""
+    if not named:
+        if needed:
+            raise UserError("name the files to read in 'data_files'")
+        return {}
+    files = [each if "://" in each else str(folder / each) for each in ([named] if isinstance(named, str) else named)]
+    # `datasets` leaves out a pattern that fits no file.
+    for file in files:
+        if "://" not in file and not glob(file, recursive=True):
+            raise UserError(f"there is no file {file}; check data_files (a relative path starts at {folder})")
+    return {"data_files": files}
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by ``Dataset.save_to_disk``."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def is_beir(folder: Path) -> bool:
+    """Return whether a folder is laid out as BEIR's data sets are."""
+    return all((folder / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
 
 
 def from_dataset(dataset: datasets.Dataset) -> RawData:
@@ -147,6 +168,61 @@ def _json_rows(config: JsonConfig, paths: Mapping[str, str]) -> LocatedRows:
                 yield where, row
 
 
+def _from_beir(folder: Path, split: str) -> RawData:
+    """Return a row per judged query: its passages, of a grade above 0, and as negatives those that are judged wrong."""
+    files = [path for path in sorted((folder / "qrels").glob("*.tsv")) if path.stem == split]
+    if not files:
+        known = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
+        raise UserError(f"its judgements have the splits {known}; give one of them")
+    judged: dict[str, dict[str, float]] = {}
+    lines: dict[tuple[str, str], str] = {}
+    for where, (query, document, grade) in _judgements(files[0]):
+        judged.setdefault(query, {})[document] = grade
+        lines[query, document] = where
+    wanted = {document for grades in judged.values() for document in grades}
+    texts = {str(row.get("_id")): row for row in _lines(folder / "corpus.jsonl") if str(row.get("_id")) in wanted}
+    queries = {str(row.get("_id")): row.get("text") for row in _lines(folder / "queries.jsonl")}
+    for (query, document), where in lines.items():
+        for name, value, known in (("queries", query, queries), ("corpus", document, texts)):
+            if value not in known:
+                raise UserError(f"{where}: {value!r} is not in {folder / name}.jsonl; correct or drop the line")
+    rows = []
+    for query, grades in judged.items():
+        documents = [{**texts[each], "score": grade} for each, grade in sorted(grades.items(), key=lambda one: -one[1])]
+        right = [each for each in documents if each["score"] > 0]
+        if right:
+            row = {"query": queries[query], "passage": right, "negative": documents[len(right) :]}
+            rows.append((f"{folder}: query {query!r}", row))
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (*folder.glob("*.jsonl"), *files)]
+    made_of = [str(folder), split, *map(list, stats)]
+
+    def documents() -> Iterator[str]:
+        for row in _lines(folder / "corpus.jsonl"):
+            yield " ".join(filter(None, (row.get("title"), row.get("text"))))
+
+    return RawData(["query", "passage", "negative"], len(rows), made_of, lambda _: iter(rows), documents)
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, tuple[str, str, float]]]:
+    """Yield place, query, document and grade of each line of a file of judgements."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            parts = line.rstrip("\r\n").split("\t")
+            if (number == 1 and parts[-1] == "score") or not line.strip():
+                continue
+            try:
+                query, document, grade = parts
+                yield f"{path}: line {number}", (query, document, float(grade))
+            except ValueError:
+                fault = "expected query-id, corpus-id and a grade, separated by tabs; correct it"
+                raise UserError(f"{path}: line {number} is {line.strip()[:100]!r}; {fault}") from None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    config = JsonConfig()
+    return (row for _, row in _json_rows(config, {str(path): str(path)}))
+
+
 def _decoded(where: str, text: str) -> Any:
     try:
         return json.loads(text)
@@ -164,8 +240,10 @@ class RawRows:
     texts: Sequence[str] = ()  # roles that must be texts, neither missing nor blank
     values: Sequence[str] = ()  # roles that must not be missing
     optional: Sequence[str] = ()  # roles that may be missing or not be among the columns; they are None then
+    lists: Sequence[str] = ()  # roles of any number of columns; a list of their values, whatever these are
     name: str = ""  # of the source, for the keys of draws
     seed: int = 0  # of draws
+    held_out: Container[str] = frozenset()  # normal forms of queries that no row may hold
     quarantine: bool = False  # leave out and count rows with a value of another type instead of text: no error
     dropped: Counter[str] = field(default_factory=Counter)  # rows left out in the last iteration, by reason
 
@@ -189,7 +267,9 @@ class RawRows:
         for number, (location, row) in enumerate(self.data.read(read)):
             self._location = location
             values = {role: self._value(role, row) for role in (*self.texts, *self.values, *self.optional)}
-            fault = next(filter(None, (self._fault(role, value) for role, value in values.items())), None)
+            values |= {role: [walk(row, path) for path in self._paths.get(role, ())] for role in self.lists}
+            checked = ((role, value) for role, value in values.items() if role not in self.lists)
+            fault = next(filter(None, (self._fault(*each) for each in checked)), None)
             if fault is None:
                 yield number, values
             else:
@@ -202,7 +282,7 @@ class RawRows:
 
     def refuse(self, role: str, fault: str) -> UserError:
         """Return the error for a faulty column of the current row; ``fault`` says what to do."""
-        return UserError(f"{self.where}: {self._location}, column {self.columns[role]!r} ({role}) {fault}")
+        return UserError(f"{self.where}: {self._location}, column {self.columns.get(role, role)!r} ({role}) {fault}")
 
     def not_text(self, role: str, value: Any, expected: str = "text") -> str:
         """Return the reason to count for a row with a value that is not text, or raise if such rows are errors."""
@@ -214,7 +294,7 @@ class RawRows:
     def _value(self, role: str, row: Mapping[str, Any]) -> Any:
         """Return the value of a role; several texts are joined, and one that is not text is returned alone."""
         paths = self._paths.get(role, ())
-        found = [_walk(row, path) for path in paths]
+        found = [walk(row, path) for path in paths]
         self._found |= {tuple(path) for path, part in zip(paths, found, strict=True) if part is not None}
         if role in self._text_roles:
             found = map(_first, found)
@@ -245,7 +325,7 @@ def _first(value: Any) -> Any:
     return value
 
 
-def _walk(value: Any, path: Sequence[str]) -> Any:
+def walk(value: Any, path: Sequence[str]) -> Any:
     """Return the value at the end of a path; of what has no such parts, a value that is refused as text."""
     for step in path:
         value = _first(value)
