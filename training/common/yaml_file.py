@@ -1,7 +1,7 @@
 """YAML files that people write: read strictly, with errors that name the file, and with relative paths resolved.
 
 What a recipe reads starts at the folder of the file that names it. At the working directory start paths of the command
-line, what a recipe writes, and a model that does not lie beside the recipe: a run made it, or it is on the Hub.
+line, what a recipe writes, and models or own data that do not lie beside the recipe: a run made them, or the Hub did.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from training.common.errors import UserError, in_one_line
 RULE = "a relative path starts at its file's folder; a model's, if nothing is there, at the working directory"
 _MODELS = ("model", "teacher", "tokenizer", "importance")
 _READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed", *_MODELS)
+# Files, folders or names of the Hub.
+_DATA = ("data", "elsewhere", "replay_data")
 PATH_KEYS = ("output_dir", "prepared_dir", "teacher_cache_dir", *_READ)
 
 
@@ -99,6 +101,10 @@ def with_paths(
         else:
             named = any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in written)
         result[key] = path if named else _beside(file, path)
+    for key in {*_DATA} & keys.keys():
+        given = keys[key]
+        found = [_data_beside(file, str(each)) for each in (given if isinstance(given, list) else [given])]
+        result[key] = found if isinstance(given, list) else found[0]
     options = keys.get("builder_options")
     if isinstance(options, str):
         # Text that is not JSON is refused where the key is read.
@@ -107,6 +113,12 @@ def with_paths(
     if isinstance(options, dict) and isinstance(folders := options.get("locale_dirs"), list):
         result["builder_options"] = {**options, "locale_dirs": [_beside(file, str(each)) for each in folders]}
     return result
+
+
+def _data_beside(file: Path, name: str) -> str:
+    """Return the data that lies beside the file, or else what it is called at the working directory or on the Hub."""
+    path, mark, split = name.partition("::")
+    return _beside(file, path) + mark + split if (file.parent / path).exists() else name
 
 
 def _beside(file: Path, path: str) -> str:

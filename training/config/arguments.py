@@ -173,11 +173,21 @@ class StageArguments(LoraArguments, TrainingArguments):
     ddp_broadcast_buffers: bool | None = machine(False, "Passed to torch's DistributedDataParallel.")
 
     def __post_init__(self) -> None:
+        self._settle_data()
         self._settle()
         self._settle_direction()
         super().__post_init__()
         check_ranges(self)
         check_keys_together(self)
+
+    def _settle_data(self) -> None:
+        """Name the manifest that is made of own data: it is known before anything is built."""
+        if not self.data:
+            return
+        made = "mixed.yaml" if self.replay else "data/manifest.yaml"
+        if self.manifest not in (None, made := str(Path(self.output_dir) / made)):
+            raise UserError("keys 'data' and 'manifest' both say what to train on; give one of them")
+        self.manifest = made
 
     def _settle(self) -> None:
         """Give the keys the values that transformers reads."""

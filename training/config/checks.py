@@ -39,7 +39,14 @@ _LIMITS = (
 # Options of torch.utils.checkpoint, other than one that would draw other dropout when layers are computed again.
 _CHECKPOINT_OPTIONS = ("use_reentrant", "determinism_check", "debug", "early_stop")
 _MODEL_FIELDS = (*(each.name for each in fields(F2LLMConfig)), "family")
-_MAPPINGS = ("model_config", "builder_options", "source_caps", "prune_to", "activation_checkpointing_kwargs")
+_MAPPINGS = (
+    "model_config",
+    "builder_options",
+    "source_caps",
+    "learning_rate_by_size",
+    "prune_to",
+    "activation_checkpointing_kwargs",
+)
 
 
 def check_ranges(args: Any) -> None:
@@ -85,6 +92,13 @@ def _check_names(args: Any) -> None:
         # 1e4 is a number with a fraction to YAML and JSON.
         if not isinstance(cap, int | float) or isinstance(cap, bool) or cap < 1 or cap != int(cap):
             raise UserError(f"key 'source_caps': the cap of {pattern!r} must be a positive integer, got {cap!r}")
+    for size, rate in mappings["learning_rate_by_size"].items():
+        try:
+            fits = float(size) > 0 and float(rate) >= 0
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise UserError(f"key 'learning_rate_by_size' maps numbers of parameters to rates, got {size!r}: {rate!r}")
     # Checks the two templates.
     _ = args.text_format
     read_executor(args.executor)
@@ -100,6 +114,8 @@ def _needs(a: Any) -> list[tuple[str, str, Any]]:
         ("builder_options", "builder", a.builder or not a.mapping("builder_options")),
         (of_teacher, "teacher", a.teacher),
         ("importance", "prune_to", a.prune_to),
+        ("columns elsewhere replay replay_data", "data: FILE", a.data),
+        ("replay_data", "replay: SHARE", a.replay),
         (" ".join(a.lora_keys), "lora: true", a.lora),
         ("model_family", "model", a.model),
         ("fsdp_config", "fsdp: true", a.fsdp),

@@ -178,7 +178,8 @@ def _stage(path: Path, name: str, keys: dict[str, Any]) -> Stage:
     # A configuration that is a file may be missing.
     except (UserError, ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{path}: stage {name!r}: {' '.join(str(error).split())}") from None
-    return Stage(name, keys, arguments)
+    # Whoever reads the keys of a run finds its data.
+    return Stage(name, {**keys, **({"manifest": arguments.manifest} if arguments.data else {})}, arguments)
 
 
 def read_values(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from training.evaluation.significance import LEVEL, Interval, PairedTest, paired
 # Ranks that nDCG and recall look at.
 CUTOFF = 10
 ACCURACY, NDCG, RECALL, SPEARMAN = "accuracy@1", f"nDCG@{CUTOFF}", f"recall@{CUTOFF}", "Spearman"
+# The parts of an answer.
+YOURS, ELSEWHERE = "your data", "elsewhere"
 _SAMPLE = 61
 # Queries compared with all candidates at once; resamples of a correlation.
 _BLOCK, _RESAMPLES = 512, 1000
@@ -79,6 +81,7 @@ def read_held_out(name: str, queries: Path, candidates: Path, most: int, seed: i
         gains = [of_label[label] for label in own["label"]]
         return HeldOut(name, own["query"].tolist(), texts, gains, symmetric=True)
     position = {text: number for number, text in enumerate(texts)}
+    own = own if "score" in own else own.assign(score=np.nan)
     gains = own.assign(position=own["passage"].map(position)).groupby("query", sort=False)
     found = {query: dict(zip(rows["position"], rows["score"].fillna(1.0), strict=True)) for query, rows in gains}
     # Where grades are no gains, as scores of a teacher may be negative, every passage counts the same.
@@ -190,16 +193,11 @@ def table(result: Mapping[str, Any]) -> str:
         for number, (metric, widths) in enumerate(metrics.items()):
             full = widths[max(widths, key=int)]
             difference = f"{full['difference']:+.1f} ({full['low']:.1f} to {full['high']:.1f})"
-            name = f"{metric}, {part}"
-            columns[name] = [f"{full['before']:.1f}", f"{full['after']:.1f}", difference]
-            if not number:
-                by_width[f"{name}, before"] = {dim: f"{each['before']:.1f}" for dim, each in widths.items()}
-                by_width["after" if len(result) == 1 else f"{part}, after"] = {
-                    dim: f"{each['after']:.1f}" for dim, each in widths.items()
-                }
-    lines = pd.DataFrame(columns, index=["before", "after", "difference"]).to_string()
-    widths = pd.DataFrame(by_width).rename_axis("dimensions").reset_index().to_string(index=False)
-    return f"{lines}\n\n{widths}"
+            columns[part, metric] = [f"{full['before']:.1f}", f"{full['after']:.1f}", difference]
+            for name in ("before", "after") if not number else ():
+                by_width[f"{part}, {metric}", name] = {dim: f"{each[name]:.1f}" for dim, each in widths.items()}
+    rows = ["before", "after", "difference"]
+    return "\n\n".join((pd.DataFrame(columns, index=rows).to_string(), pd.DataFrame(by_width).to_string()))
 
 
 def sentence(result: Mapping[str, Any]) -> str:
@@ -208,11 +206,12 @@ def sentence(result: Mapping[str, Any]) -> str:
     for part, metrics in result.items():
         widths = next(iter(metrics.values()))
         full = widths[max(widths, key=int)]
+        where = part if part.startswith(ELSEWHERE) else f"on {part}"
         change, low, high = (full[name] for name in ("difference", "low", "high"))
         if full["p"] > 1 - LEVEL:
-            words.append(f"on {part} {change:+.1f} points ({low:.1f} to {high:.1f}), which is not significant")
+            words.append(f"{where} {change:+.1f} points ({low:.1f} to {high:.1f}), which is not significant")
         else:
             ends = sorted((abs(low), abs(high)))
             how = "better" if change > 0 else "worse"
-            words.append(f"{how} on {part} by {abs(change):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})")
+            words.append(f"{how} {where} by {abs(change):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})")
     return "; ".join(words)

@@ -17,12 +17,13 @@ from training.common.outputs import locked, write_whole
 from training.common.run_folder import FINAL_MODEL
 from training.config.arguments import StageArguments
 from training.data.builders import build
-from training.data.building.build_file import RawSource, build_sources, check_source, load_source, read_build
+from training.data.building.build_file import RawSource, build_sources, check_source, load_source
 from training.data.building.held_out import MOST
-from training.data.building.recognise import own_entries
+from training.data.building.recognise import own_sources
 from training.data.manifest import MANIFEST, load_manifest, read_manifest, write_manifest
 from training.data.mining.corpus import save_arrays
 from training.data.published import PublishedFile
+from training.evaluation import comparison
 from training.evaluation.comparison import HeldOut, Part, Scores, read_held_out, score, sentence, summary, table
 from training.models.encoders import load_encoder
 from training.models.model_ref import resolve
@@ -41,8 +42,7 @@ NONE = "none"
 @cache
 def _sources(names: tuple[str, ...], columns: tuple[str, ...], **keys: Any) -> tuple[int, list[RawSource]]:
     """Recognise data once in a command, which says what it is."""
-    entries = own_entries(names, columns, **keys)
-    return read_build(Path("--data"), {"sources": entries})
+    return own_sources(names, columns, **keys)
 
 
 def _builds(args: StageArguments) -> dict[str, tuple[int, list[RawSource]]]:
@@ -109,13 +109,13 @@ def held_out_sets(args: StageArguments) -> dict[str, list[HeldOut]]:
                 folder / name / f"{source.name}.{kind}.parquet" for kind in ("held_out", "candidates")
             )
             held_out = read_held_out(source.name, queries, candidates, MOST, args.seed)
-            part = "your data" if name == OWN else "elsewhere"
+            part = comparison.YOURS if name == OWN else comparison.ELSEWHERE
             # A correlation has no mean with scores of queries.
             part += " (graded pairs)" * (held_out.grades is not None)
             parts.setdefault(part, []).append(held_out)
     if args.elsewhere is None:
         queries, candidates = (folder / CLDR / f"{kind}.parquet" for kind in ("held_out", "candidates"))
-        parts["elsewhere"] = [read_held_out("names of Unicode CLDR", queries, candidates, MOST, args.seed)]
+        parts[comparison.ELSEWHERE] = [read_held_out("names of Unicode CLDR", queries, candidates, MOST, args.seed)]
     return parts
 
 

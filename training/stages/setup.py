@@ -118,7 +118,7 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
 def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
     """Return all sources of the manifest, and those of this stage, which must have something to teach."""
     if args.data:
-        args.manifest = str(add_replay(args, build_own_data(args)))
+        add_replay(args, build_own_data(args))
     if args.manifest is None:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources, or files as 'data'")
     if args.builder is not None:

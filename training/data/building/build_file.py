@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
@@ -261,9 +260,12 @@ class _Shape(NamedTuple):
 
 def check_source(source: RawSource, seed: int, data: RawData) -> None:
     """Read every raw row of a source, and raise the error of the first faulty one; nothing is written."""
-    for part in _split(source, seed, data):
-        if part is not None and part.num_rows:
-            deque(_rows(source, _raw_rows(source, seed, part)), maxlen=0)
+    train, held_out = _split(source, seed, data)
+    for part in (train, held_out):
+        raw = None if part is None else _raw_rows(source, seed, part)
+        rows = 0 if raw is None else sum(1 for _ in _rows(source, raw))
+        if part is train and source.held_out_share < 1 and not rows:
+            raise _no_row(source, data, raw.dropped)
 
 
 def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[str, Any]:
@@ -279,10 +281,8 @@ def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[st
         shape = _shape(noted(_rows(source, raw), documents))
     rows = write_parquet(file, _tables(source, shape, _rows(source, raw))) if trains else 0
     dropped = {reason: count for reason, count in sorted(raw.dropped.items()) if count}
-    reasons = "".join(f"; dropped {count}: {reason}" for reason, count in dropped.items())
     if trains and not rows:
-        fault = f"no row is left of {data.num_rows}{reasons}; check 'columns' and the keys of the format"
-        raise UserError(f"{source.where}: {fault}")
+        raise _no_row(source, data, dropped)
     counts = {"read": data.num_rows, "rows": rows, "dropped": dropped}
     if asked is not None and kind.rows is labelled:
         counts["held_out"] = write_labels(queries, "query", asked)
@@ -291,8 +291,17 @@ def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[st
         counts["held_out"] = write_queries(queries, noted(_rows(source, asked), documents))
         write_passages(candidates, documents)
     aside = f", {counts['held_out']} queries held out" if asked is not None else ""
-    logger.info("%s: %d rows of %d read%s%s", source.name, rows, data.num_rows, aside, reasons)
+    logger.info("%s: %d rows of %d read%s%s", source.name, rows, data.num_rows, aside, _reasons(dropped))
     return {"bytes": _sizes(folder, source.name), **counts}
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return "".join(f"; dropped {count}: {reason}" for reason, count in sorted(dropped.items()) if count)
+
+
+def _no_row(source: RawSource, data: RawData, dropped: Mapping[str, int]) -> UserError:
+    fault = f"no row is left of {data.num_rows}{_reasons(dropped)}; check 'columns' and the keys of the format"
+    return UserError(f"{source.where}: {fault}")
 
 
 def _split(source: RawSource, seed: int, data: RawData) -> tuple[RawData, RawData | None]:

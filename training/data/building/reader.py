@@ -69,7 +69,7 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
     except UserError as error:
         reason = str(error)
     except UnicodeDecodeError as error:
-        reason = f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        reason = f"it is not {error.encoding} text ({error.reason} at byte {error.start}); save it as UTF-8"
     except Exception as error:  # `datasets` can raise any on a corrupt file; some name the reason in their cause only
         cause = error.__cause__ or error
         reason = f"{in_one_line(cause) or type(cause).__name__}; check dataset, config, split, data_files, load_options"
@@ -282,7 +282,9 @@ class RawRows:
 
     def refuse(self, role: str, fault: str) -> UserError:
         """Return the error for a faulty column of the current row; ``fault`` says what to do."""
-        return UserError(f"{self.where}: {self._location}, column {self.columns.get(role, role)!r} ({role}) {fault}")
+        named = self.columns.get(role, role)
+        names = " or ".join(map(repr, [named] if isinstance(named, str) else named))
+        return UserError(f"{self.where}: {self._location}, column {names} ({role}) {fault}")
 
     def not_text(self, role: str, value: Any, expected: str = "text") -> str:
         """Return the reason to count for a row with a value that is not text, or raise if such rows are errors."""

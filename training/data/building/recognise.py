@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import fsspec
 
 from training.common.errors import UserError, in_one_line
 from training.common.hub import may_be_on_hub
+from training.data.building.build_file import RawSource, read_build
 from training.data.building.reader import RawData, is_beir, is_saved, load_raw
 from training.data.manifest import MANIFEST
 
@@ -69,6 +70,13 @@ class Recognised:
         ]
         unused = f"; not used: {_some(self.unused)}" if self.unused else ""
         return f"{name}: {rows:,} rows, read as {self.what}: {', '.join(parts)}{unused}"
+
+
+def own_sources(names: Sequence[str], columns: Sequence[str] = (), **keys: Any) -> tuple[int, list[RawSource]]:
+    """Return the seed and the sources of a build of what :func:`own_entries` finds."""
+    seed, sources = read_build(Path("data"), {"sources": own_entries(names, columns, **keys)})
+    files = [source.load_options.get("data_files", [source.dataset]) for source in sources]
+    return seed, [replace(source, where=", ".join(own[:3])) for source, own in zip(sources, files, strict=True)]
 
 
 def own_entries(names: Sequence[str], columns: Sequence[str] = (), **keys: Any) -> list[dict[str, Any]]:
@@ -214,7 +222,7 @@ class _Names:
         self.free = {usual: column for usual, column in self._there.items() if column not in given}
 
     def first(self, role: str, *tiers: Sequence[str]) -> str | None:
-        """Return the column of a role: the one that was named, or the only one with a name of the first tier that fits."""
+        """Return the column of a role: the one that was named, or the only one with a name of the first tier found."""
         if role in self._named:
             return self._named[role][0]
         for names in tiers:

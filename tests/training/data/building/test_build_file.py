@@ -89,7 +89,7 @@ def test_missing_and_wrong_values(write, refuses, key):
         with refuses(path, "source", key, repr(value)):
             load_build_file(path)
     path = write({name: value for name, value in FAQ.items() if name != key})
-    if key in ("name", "dataset", "format", "columns", "instruction"):
+    if key in ("name", "dataset", "format", "columns"):
         with refuses(path, "source 1" if key == "name" else "'faq'", repr(key), "missing"):
             load_build_file(path)
     else:
