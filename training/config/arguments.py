@@ -184,7 +184,7 @@ class StageArguments(LoraArguments, TrainingArguments):
         """Name the manifest that is made of own data: it is known before anything is built."""
         if not self.data:
             return
-        made = "mixed.yaml" if self.replay else "data/manifest.yaml"
+        made = "mixed/manifest.yaml" if self.replay else "data/manifest.yaml"
         if self.manifest not in (None, made := str(Path(self.output_dir) / made)):
             raise UserError("keys 'data' and 'manifest' both say what to train on; give one of them")
         self.manifest = made

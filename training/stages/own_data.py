@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import cache
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from training.common.outputs import locked, write_whole
 from training.common.run_folder import FINAL_MODEL
 from training.config.arguments import StageArguments
 from training.data.builders import build
-from training.data.building.build_file import RawSource, build_sources, check_source, load_source
-from training.data.building.held_out import MOST
-from training.data.building.recognise import own_sources
 from training.data.manifest import MANIFEST, load_manifest, read_manifest, write_manifest
 from training.data.mining.corpus import save_arrays
 from training.data.published import PublishedFile
@@ -28,13 +25,17 @@ from training.evaluation.comparison import HeldOut, Part, Scores, read_held_out,
 from training.models.encoders import load_encoder
 from training.models.model_ref import resolve
 
+if TYPE_CHECKING:
+    from training.data.building.build_file import RawSource
+
 logger = logging.getLogger("training")
 
 # In the run's folder: own data, other data to score on, names of CLDR, data to replay, and what is mixed of them.
-OWN, ELSEWHERE, CLDR, REPLAY, MIXED = "data", "elsewhere", "cldr", "replay", "mixed.yaml"
+OWN, ELSEWHERE, CLDR, REPLAY, MIXED = "data", "elsewhere", "cldr", "replay", "mixed"
 _BEFORE, _RESULT = "before.npz", "comparison.json"
 OWN_NAMES = (OWN, ELSEWHERE, CLDR, REPLAY, MIXED, _BEFORE, _RESULT)
 # A language of every script and region: all 246 take a minute to build.
+_MOST_QUERIES = 2000
 _LANGUAGES = "ar de el es fa fi fr he hi id ja ko pl ru sw th tr uk vi zh".split()
 NONE = "none"
 
@@ -42,6 +43,12 @@ NONE = "none"
 @cache
 def _sources(names: tuple[str, ...], columns: tuple[str, ...], **keys: Any) -> tuple[int, list[RawSource]]:
     """Recognise data once in a command, which says what it is."""
+    # 🤗 `datasets` takes seconds to load, and trainings on a manifest need not have it.
+    from datasets import disable_progress_bars
+
+    from training.data.building.recognise import own_sources
+
+    disable_progress_bars()
     return own_sources(names, columns, **keys)
 
 
@@ -66,13 +73,21 @@ def _builds(args: StageArguments) -> dict[str, tuple[int, list[RawSource]]]:
 
 def check_own_data(args: StageArguments) -> None:
     """Read all rows of a stage's files and raise the error of the first faulty one, before anything is written."""
-    for seed, sources in _builds(args).values() if args.data else ():
+    if not args.data:
+        return
+    # Loads 🤗 `datasets`.
+    from training.data.building.build_file import check_source, load_source
+
+    for seed, sources in _builds(args).values():
         for source in sources:
             check_source(source, seed, load_source(source, Path()))
 
 
 def build_own_data(args: StageArguments) -> Path:
     """Build the stage's files below its folder, or find them built, and return the manifest of those to train on."""
+    # Loads 🤗 `datasets`.
+    from training.data.building.build_file import build_sources
+
     folder = Path(args.output_dir)
     for name, (seed, sources) in _builds(args).items():
         build_sources(seed, sources, Path(), folder / name)
@@ -85,7 +100,7 @@ def add_replay(args: StageArguments, manifest: Path) -> Path:
     """Return a manifest with the sources to replay as well, capped so that these have their share of the rows."""
     if not args.replay:
         return manifest
-    folder = Path(args.output_dir)
+    folder, mixed = Path(args.output_dir), Path(args.output_dir) / MIXED
     other = folder / (REPLAY if args.replay_data else CLDR) / MANIFEST
     own, replayed = read_manifest(manifest).entries, read_manifest(other).entries
     rows = sum(PublishedFile(file).num_rows for source in load_manifest(manifest) for file in source.files)
@@ -93,10 +108,11 @@ def add_replay(args: StageArguments, manifest: Path) -> Path:
     entries = []
     for path, listed, most in ((manifest, own, None), (other, replayed, cap)):
         for entry in listed:
-            files = [relpath(path.parent / file, folder) for file in entry.files]
+            files = [relpath(path.parent / file, mixed) for file in entry.files]
             entries.append({**asdict(entry), "files": files, **({"cap": most} if most else {})})
-    write_manifest(folder / MIXED, entries)
-    return folder / MIXED
+    mixed.mkdir(exist_ok=True)
+    write_manifest(mixed / MANIFEST, entries)
+    return mixed / MANIFEST
 
 
 def held_out_sets(args: StageArguments) -> dict[str, list[HeldOut]]:
@@ -108,14 +124,16 @@ def held_out_sets(args: StageArguments) -> dict[str, list[HeldOut]]:
             queries, candidates = (
                 folder / name / f"{source.name}.{kind}.parquet" for kind in ("held_out", "candidates")
             )
-            held_out = read_held_out(source.name, queries, candidates, MOST, args.seed)
+            held_out = read_held_out(source.name, queries, candidates, _MOST_QUERIES, args.seed)
             part = comparison.YOURS if name == OWN else comparison.ELSEWHERE
             # A correlation has no mean with scores of queries.
             part += " (graded pairs)" * (held_out.grades is not None)
             parts.setdefault(part, []).append(held_out)
     if args.elsewhere is None:
         queries, candidates = (folder / CLDR / f"{kind}.parquet" for kind in ("held_out", "candidates"))
-        parts[comparison.ELSEWHERE] = [read_held_out("names of Unicode CLDR", queries, candidates, MOST, args.seed)]
+        parts[comparison.ELSEWHERE] = [
+            read_held_out("names of Unicode CLDR", queries, candidates, _MOST_QUERIES, args.seed)
+        ]
     return parts
 
 
