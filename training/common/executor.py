@@ -203,10 +203,16 @@ def run_in_workers(
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    def end_with_the_command() -> None:
+    end_with_the_command()
+    if initializer is not None:
+        initializer()
+
+
+def end_with_the_command() -> None:
+    """Let this worker process end with the one that started it, even if that is killed."""
+
+    def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=end_with_the_command, daemon=True).start()
-    if initializer is not None:
-        initializer()
+    threading.Thread(target=wait, daemon=True).start()
