@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -212,7 +213,10 @@ def end_with_the_command() -> None:
     """Let this worker process end with the one that started it, even if that is killed."""
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        # Known only when all arguments of the process are unpickled.
+        while (command := multiprocessing.parent_process()) is None:
+            time.sleep(0.1)
+        command.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
