@@ -73,18 +73,16 @@ def single(words, tmp_path_factory):
     return {command: results(command, output / command.__name__) for command in words}
 
 
-def test_workers_of_a_pool_evaluate_as_one_process_and_end_with_the_command(words, single, tmp_path):
-    given = [*words[evaluate], "--output", tmp_path / "out", "--devices", "cpu", "cpu"]
-    assert evaluate.main(list(map(str, given))) == 0
-    assert results(evaluate, tmp_path / "out") == single[evaluate] and not multiprocessing.active_children()
-
-
-def test_workers_of_a_pool_mine_as_one_process(words, single, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "method"),
     # Forked workers need not import everything again.
-    monkeypatch.setattr(st.mp, "get_context", lambda _: multiprocessing.get_context("fork"))
-    given = [*words[mine], "--output", tmp_path / "out", "--devices", "cpu", "cpu"]
-    assert mine.main(list(map(str, given))) == 0
-    assert results(mine, tmp_path / "out") == single[mine] and not multiprocessing.active_children()
+    [(evaluate, "fork"), (mine, "fork"), pytest.param(evaluate, "spawn", marks=pytest.mark.slow)],
+)
+def test_workers_of_a_pool_do_what_one_process_does_and_end(command, method, words, single, tmp_path, monkeypatch):
+    monkeypatch.setattr(st.mp, "get_context", lambda _: multiprocessing.get_context(method))
+    given = [*words[command], "--output", tmp_path / "out", "--devices", "cpu", "cpu"]
+    assert command.main(list(map(str, given))) == 0
+    assert results(command, tmp_path / "out") == single[command] and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("command", [evaluate, mine])
@@ -94,8 +92,8 @@ def test_processes_of_a_launch_do_what_one_does_and_only_the_first_writes(comman
     assert results(command, tmp_path / "out") == single[command] and logs[1] == ""
 
 
-def test_an_error_ends_all_processes_with_one_line(words, tmp_path):
-    given = ["no/such-model" if str(each).endswith("model") else each for each in words[mine]]
+def test_an_error_ends_all_processes_with_one_line(words, folder, tmp_path):
+    given = ["no/such-model" if each == folder / "model" else each for each in words[mine]]
     statuses, logs = launch(mine.main, [*given, "--output", tmp_path / "out"], tmp_path)
     assert statuses == [2, 2] and logs[0].startswith("error: --model") and logs[0].count("\n") == 1 and logs[1] == ""
 
