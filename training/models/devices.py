@@ -12,8 +12,10 @@ import pickle
 import signal
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 from training.common.command import run_command
 from training.common.errors import StoppedError, UserError, in_one_line
@@ -156,6 +159,8 @@ def _set_up_worker() -> None:
     # The command stops its workers, also after Ctrl-C, and reports their errors. Killed, it can do neither.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.ERROR)
+    # tqdm's own lock is a semaphore, of whose loss Python warns when the worker is stopped.
+    tqdm.set_lock(RLock())
     end_with_the_command()
 
 
@@ -180,7 +185,9 @@ def with_all_processes(command: Callable[[], int]) -> int:
     status = run_command(_join) or command()
     # After a signal, others may still be at work for this process; they notice that it is gone.
     if dist.is_initialized() and status <= 128:
-        status = max(status, run_command(lambda: _leave(status)))
+        # One that is gone needs no word, and its loss has been reported.
+        with suppress(RuntimeError):
+            _leave(status)
     return status
 
 

@@ -22,10 +22,11 @@ from tests.training.data.mining.mining_helpers import read_output, write_pairs
 from tests.training.distributed_recipe import save_model
 from tests.training.processes import launch
 from training import evaluate, mine
+from training.common.command import run_command
 from training.common.errors import UserError
 from training.data.manifest import write_manifest
 from training.evaluation.records import load_evaluation
-from training.models.devices import SharedEncoder, choose_devices
+from training.models.devices import LAUNCHED, SharedEncoder, choose_devices, with_all_processes
 
 _WORDS = "panda bear forest bamboo mountain river rain stone leaf light a of the"
 
@@ -95,24 +96,25 @@ def test_processes_of_a_launch_do_what_one_does_and_only_the_first_writes(comman
 def test_an_error_ends_all_processes_with_one_line(words, folder, tmp_path):
     given = ["no/such-model" if each == folder / "model" else each for each in words[mine]]
     statuses, logs = launch(mine.main, [*given, "--output", tmp_path / "out"], tmp_path)
-    assert statuses == [2, 2] and logs[0].startswith("error: --model") and logs[0].count("\n") == 1 and logs[1] == ""
+    assert statuses == [2, 2] and logs[0].startswith("error: no model") and logs[0].count("\n") == 1 and logs[1] == ""
 
 
-def test_an_error_of_another_process_is_raised_in_the_first(folder, tmp_path):
-    def command(words):
-        from training.common.command import run_command
-        from training.models.devices import LAUNCHED, with_all_processes
+@pytest.mark.parametrize(
+    ("fault", "statuses", "line"),
+    [("error", [2, 2], "error: only the first loads it"), ("death", [1, -signal.SIGKILL], "stopped: lost contact")],
+)
+def test_a_fault_of_another_process_ends_the_first(folder, tmp_path, fault, statuses, line):
+    load = partial(_load, str(folder / "model"), fault)
+    command = partial(with_all_processes, lambda: run_command(SharedEncoder(load, LAUNCHED).start))
+    found, logs = launch(lambda _: command(), [], tmp_path)
+    assert found == statuses and logs[0].startswith(line) and logs[0].count("\n") == 1 and logs[1] == ""
 
-        load = partial(_load_in_first, str(folder / "model"))
-        return with_all_processes(lambda: run_command(SharedEncoder(load, LAUNCHED).start))
 
-    statuses, logs = launch(command, [], tmp_path)
-    assert statuses == [2, 2] and logs == ["error: only the first\n", ""]
-
-
-def _load_in_first(path):
+def _load(path, fault):
+    if os.environ["RANK"] != "0" and fault == "death":
+        os.kill(os.getpid(), signal.SIGKILL)
     if os.environ["RANK"] != "0":
-        raise UserError("only the first")
+        raise UserError("only the first loads it")
     return SentenceTransformer(path, trust_remote_code=True, device="cpu")
 
 
