@@ -36,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--max-length", type=int, default=DEFAULT_MAX_LENGTH, help="maximum tokens (%(default)s)")
     prompts = "before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits (%(default)s)"
     views.add_argument("--prompts", choices=["auto", "published", "model"], default="auto", help=prompts)
+    devices = "encode on all of these, such as cuda:0 cuda:1 or cpu cpu (default: all CUDA devices)"
+    views.add_argument("--devices", nargs="+", metavar="DEVICE", help=devices)
     trust = "run code that comes with a model; it can do and read all that you can, your Hub token included"
     views.add_argument("--trust-remote-code", action="store_true", help=trust)
     report = parser.add_argument_group("report")
@@ -52,10 +54,11 @@ def main(words: list[str] | None = None) -> int:
     if args.report:
         return run_command(lambda: report_again(args))
     require("mteb", "eval")
-    # mteb takes seconds to load, and a report does not need it.
+    # They take seconds to load, and a report does not need them.
     from training.evaluation.runner import evaluate
+    from training.models.devices import with_all_processes
 
-    return run_command(lambda: evaluate(args))
+    return with_all_processes(lambda: run_command(lambda: evaluate(args)))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository 
 from transformers.utils.logging import disable_progress_bar
 
 from training.common.command import command_parser, run_command
+from training.common.errors import UserError
 from training.common.executor import Executor, read_executor
 from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.mining import Resources, mine
 from training.data.mining.search import SEARCHES, MiningOptions, bitext_sources
+from training.models.devices import choose_devices, with_all_processes
 from training.models.encoders import find_miner
 
 
@@ -55,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     most, at_once = Resources.max_corpus_in_memory, "passages searched at once; more are searched N by N (%(default)s)"
     group.add_argument("--max-corpus-in-memory", type=int, default=most, metavar="N", help=at_once)
     group.add_argument("--search", choices=SEARCHES, default=Resources.search, help="(%(default)s)")
+    devices = "encode on all of these, such as cuda:0 cuda:1 or cpu cpu (default: all CUDA devices)"
+    group.add_argument("--devices", nargs="+", metavar="DEVICE", help=devices)
     group.add_argument("--executor", help="local, ray, slurm, jobs, or JSON with name, workers and datatrove's keys")
     return parser
 
@@ -63,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = make_parser().parse_args(words)
     disable_progress_bar()
-    return run_command(lambda: _run(arguments))
+    return with_all_processes(lambda: run_command(lambda: _run(arguments)))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -77,9 +81,13 @@ def _run(arguments: argparse.Namespace) -> None:
     options = MiningOptions(**{each.name: given[each.name] for each in fields(MiningOptions)})
     executor = read_executor(arguments.executor) or Executor()
     resources = Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor)
+    one_worker = executor.name == "local" and executor.workers in (None, 1)
+    if arguments.devices and not one_worker:
+        raise UserError("--devices: is for one worker of the local executor; take --executor or --devices out")
+    devices = choose_devices(arguments.devices) if one_worker else ()
     others = [source for source in sources if source not in chosen]
     guard = {"bitext": [] if arguments.no_guard else bitext, "others": others}
-    miner = find_miner(arguments.model, **model)
+    miner = find_miner(arguments.model, **model, devices=devices)
     mine(chosen, miner, arguments.output, options, **guard, resources=resources, manifest=arguments.manifest)
 
 

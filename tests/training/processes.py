@@ -130,12 +130,39 @@ def start(words, folder, signals=(), file_size=None):
     return Run([str(word) for word in words], folder / f"{number}.log", signals, file_size)
 
 
-def _train(words, log, signals, file_size):
-    os.setsid()
+def launch(command, words, folder, processes=2, timeout=120):
+    """Runs a command as torchrun would start it; returns the exit status of each process and what it wrote."""
+    port, logs = free_port(), [folder / f"process-{rank}.log" for rank in range(processes)]
+    variables = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes} for rank in range(processes)]
+    variables = [{**each, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for each in variables]
+    arguments = [(command, list(map(str, words)), *each) for each in zip(logs, variables, strict=True)]
+    started = [_CONTEXT.Process(target=_run, args=each) for each in arguments]
+    for process in started:
+        process.start()
+    deadline = time.monotonic() + timeout
+    for process in started:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+    return [process.exitcode for process in started], [log.read_text() for log in logs]
+
+
+def _run(command, words, log, variables):
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    _write_to(log)
+    sys.exit(command(words))
+
+
+def _write_to(log):
     sys.stdout = sys.stderr = log.open("w", buffering=1)
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     logging.getLogger().handlers.clear()
+
+
+def _train(words, log, signals, file_size):
+    os.setsid()
+    _write_to(log)
     for place, name in _POINTS.items():
         due = [each for each in signals if each.place == place]
         if due:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -203,10 +204,19 @@ def run_in_workers(
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    def end_with_the_command() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_command, daemon=True).start()
+    end_with_the_command()
     if initializer is not None:
         initializer()
+
+
+def end_with_the_command() -> None:
+    """Let this worker process end with the one that started it, even if that is killed."""
+
+    def wait() -> None:
+        # Known only when all arguments of the process are unpickled.
+        while (command := multiprocessing.parent_process()) is None:
+            time.sleep(0.1)
+        command.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
 
+from training.models.devices import SharedEncoder
+
 Floats = NDArray[np.float32]
 
 # Steps between the smallest and the largest value of a dimension in int8.
@@ -59,13 +61,14 @@ class EmbeddingStore:
     mteb's ``CachedEmbeddingWrapper`` keeps a cache per task, on disk.
     """
 
-    def __init__(self, model: SentenceTransformer, batch_size: int = 32) -> None:
-        self.model, self.batch_size = model, batch_size
+    def __init__(self, model: SentenceTransformer | SharedEncoder, batch_size: int = 32) -> None:
+        self.encoder = model if isinstance(model, SharedEncoder) else SharedEncoder(lambda: model)
+        self.model, self.batch_size = self.encoder.model, batch_size
         self.encoded, self.seconds = 0, 0.0
-        self.width = int(model.get_embedding_dimension())
+        self.width = int(self.model.get_embedding_dimension())
         # Corpora and queries of the current task.
         self.read: dict[Any, Any] = {}
-        self._routes = any(isinstance(module, Router) for module in model)
+        self._routes = any(isinstance(module, Router) for module in self.model)
         self._rows: dict[tuple[str | None, str, str], int] = {}
         self._embeddings = np.empty((0, self.width), np.float32)
         self._terminal = sys.stderr
@@ -74,13 +77,15 @@ class EmbeddingStore:
         """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
         side = side if self._routes else None
         if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
-            encode = {"query": self.model.encode_query, "document": self.model.encode_document}
+            method = {"query": "encode_query", "document": "encode_document"}.get(side, "encode")
+            # Not part of the time.
+            self.encoder.start()
             started = time.perf_counter()
             # mteb's bars are hidden, ours is not.
             with redirect_stderr(self._terminal):
                 # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
-                options = {"batch_size": self.batch_size, "show_progress_bar": len(new) >= _LONG_WORK}
-                found = encode.get(side, self.model.encode)(new, prompt=prompt, **options)
+                options = {"prompt": prompt, "show_progress_bar": len(new) >= _LONG_WORK}
+                found = self.encoder.encode(method, new, self.batch_size, **options)
             self.seconds += time.perf_counter() - started
             self.encoded += len(new)
             self._rows.update(((side, prompt, text), number) for number, text in enumerate(new, len(self._rows)))

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError
 from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
+from training.models.devices import SharedEncoder
 from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
@@ -88,7 +89,12 @@ def revisions_of(name: str) -> list[str]:
 
 
 def load_model(
-    name: str, revision: str | None, max_length: int, prompts: str = "auto", trust_remote_code: bool = False
+    name: str,
+    revision: str | None,
+    max_length: int,
+    prompts: str = "auto",
+    trust_remote_code: bool = False,
+    devices: Sequence[str] = (),
 ) -> EvaluatedModel:
     """Load a model (folder, run or Hub name), as mteb's registry describes it if the model is in the registry.
 
@@ -98,8 +104,8 @@ def load_model(
     known = None if Path(name).is_dir() else MODEL_REGISTRY.get(name)
     options = registered_options(known) if known is not None else {}
     found = resolve(name, "MODEL", revision or (known and known.revision))
-    model = _load(found, trust_remote_code, options)
-    model.max_seq_length = min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length)
+    encoder = SharedEncoder(partial(_load, found, trust_remote_code, options, max_length), devices)
+    model = encoder.model
     used = _prompts(prompts, options, model)
     # Options that change the embeddings are part of the label and of the key in mteb's cache.
     experiment = {"prompts": prompts} if prompts != "auto" else {}
@@ -116,7 +122,7 @@ def load_model(
         known = ModelMeta.create_empty({**fields, "framework": ["Sentence Transformers", "PyTorch"]})
     # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
-    return EvaluatedModel(record, EmbeddingStore(model), known.model_copy(update=update), used)
+    return EvaluatedModel(record, EmbeddingStore(encoder), known.model_copy(update=update), used)
 
 
 def registered_options(known: ModelMeta) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
     return options
 
 
-def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> SentenceTransformer:
+def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any], max_length: int) -> SentenceTransformer:
     model_options = dict(options.get("model_kwargs") or {})
     # Whether its code runs is the user's choice.
     model_options.pop("trust_remote_code", None)
@@ -153,6 +159,7 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any]) -> 
         model.tokenizer.padding_side = options["padding_side"]
     if not options.get("include_prompt", True):
         model.set_pooling_include_prompt(include_prompt=False)
+    model.max_seq_length = min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length)
     return model
 
 

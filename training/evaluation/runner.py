@@ -10,7 +10,7 @@ import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import closing, contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from training.evaluation.models import EncoderView, EvaluatedModel, load_model, 
 from training.evaluation.records import Evaluation, Score, check_known, labels, load_evaluation
 from training.evaluation.report import as_text, check_report_folder, view_table, write_report
 from training.evaluation.summary import known_rows, training_rows
+from training.models.devices import choose_devices
 from training.models.model_ref import find_model
 
 logger = logging.getLogger("training")
@@ -57,6 +58,7 @@ def evaluate(args: Namespace) -> None:
     """Evaluate models and write the report; see ``evaluate.py`` for the options."""
     if args.max_length < 1:
         raise UserError(f"--max-length must be at least 1, got {args.max_length}")
+    args.devices = choose_devices(args.devices)
     args.output = args.output or Path("runs/evaluation")
     check_report_folder(args.output, [*map(Path, args.local), *([args.manifest] if args.manifest else [])])
     # Another command that evaluates into the folder would overwrite these scores with its own.
@@ -82,8 +84,9 @@ def _evaluate(args: Namespace) -> None:
     for (name, revision), shown in names.items():
         evaluation.failures.pop(f"{shown}: all", None)
         try:
-            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code)
-            evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
+            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code, args.devices)
+            with closing(model.store.encoder):
+                evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
             done.append(model.record.label)
         except UserError as error:
             if len(names) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from modeling_f2llm.tokenizer import append_eos
 from training.common.errors import UserError, in_one_line
 from training.data.instructions import split_instruction, without_instruction
+from training.models.devices import SharedEncoder
 from training.models.loading import check_finite, check_tokenizer
 from training.models.model_folder import read_json
 from training.models.model_ref import ModelRef, is_plain, resolve
@@ -171,12 +172,14 @@ class Miner:
     dtype: str = "float32"
     batch_size: int = 32
     trust_remote_code: bool = False
+    devices: tuple[str, ...] = ()  # from training.models.devices.choose_devices
 
     def made_by(self) -> dict[str, Any]:
         """Return what embeddings depend on, as the key of their cache."""
         described = asdict(self)
         # The batch size changes nothing but the last bits. A folder may move: its revision identifies its files.
         described.pop("batch_size")
+        described.pop("devices")
         if Path(self.model).is_dir():
             described.pop("model")
         return described
@@ -200,13 +203,16 @@ class Miner:
         return self._embed("encode_document", list(texts))
 
     def _embed(self, method: str, texts: list[str], **options: Any) -> NDArray[np.float32]:
-        encode = getattr(_load_miner(self), method)
-        vectors = encode(texts, batch_size=self.batch_size, show_progress_bar=False, **options)
+        vectors = _encoder(self).encode(method, texts, self.batch_size, show_progress_bar=False, **options)
         # Normalised in fp32, in any dtype of the model.
         vectors = np.asarray(vectors, dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise UserError("the miner gives embeddings that are not finite; use dtype float32 or another model")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def close(self) -> None:
+        """Free the model and end its workers."""
+        _encoder.cache_clear()
 
 
 def find_miner(model: str, **options: Any) -> Miner:
@@ -223,6 +229,10 @@ def find_miner(model: str, **options: Any) -> Miner:
 
 # A worker embeds for many tasks and loads the model for the first.
 @lru_cache(maxsize=1)
+def _encoder(miner: Miner) -> SharedEncoder:
+    return SharedEncoder(partial(_load_miner, miner), miner.devices)
+
+
 def _load_miner(miner: Miner) -> SentenceTransformer:
     model = load_encoder(
         ModelRef(miner.model, miner.model, None if Path(miner.model).is_dir() else miner.revision, miner.revision),

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -98,7 +99,7 @@ def mine(
     reads += [Path(miner.model), *([manifest] if manifest else [])]
     check_output(output, reads)
     check_output(cache, reads, option="--cache")
-    with locked(output):
+    with locked(output), closing(miner):
         report = _read_report(output)
         output.mkdir(exist_ok=True)
         clear_partials(output)
