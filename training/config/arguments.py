@@ -84,6 +84,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     task_types: list[str] | None = learnt(None, f"Of {', '.join(TASK_TYPES)}; default: all.", choices=TASK_TYPES)
     cap: int | None = learnt(None, "Maximum rows per source (deterministic sample).", least=1)
     source_caps: str | None = learnt(None, "Maximum rows of single sources, as JSON: name (with *) to number.")
+    source_temperature: float = learnt(1.0, "Epochs take p ~ weight * rows^(1/T) of each source.", above=0)
     validation_share: float = learnt(0.01, "Share of the rows kept for validation.", least=0, most=1)
     prepared_dir: str | None = path(None, "Folder of tokenised sources, or a stage; default: OUTPUT_DIR/prepared.")
     executor: str | None = path(None, "Where data is prepared: local, ray, slurm or jobs; or JSON with its arguments.")

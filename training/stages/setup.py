@@ -32,6 +32,7 @@ from training.models.loading import load_tokenizer, load_whole_model, source_tex
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
+from training.trainer.batches import batch_sampler, epoch_line
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
 
@@ -68,6 +69,8 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
         logger.info("%s", sources_table(prepared))
+        if (line := epoch_line(batch_sampler(args, prepared), [source.name for source in prepared])) is not None:
+            logger.info("%s", line)
     distillation = teacher and make_distillation(teacher, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:

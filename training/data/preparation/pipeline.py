@@ -63,6 +63,7 @@ def prepare(
     for source in tqdm(sources, desc="prepare", unit="source", disable=None):
         try:
             prepared.append(_prepare_source(source, as_json, Path(folder), options, executor))
+            prepared[-1].weight = source.weight
         except SubmittedError as error:
             submitted = error
     if submitted is not None:
@@ -129,7 +130,7 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     """Hash everything that the prepared rows and tokens depend on."""
     described = {**asdict(source), "files": [identity(file, folder / ".hashes") for file in source.files]}
     # No prepared byte depends on these, nor on the negatives of other task types.
-    for key in ("category", "licence", "stages", "instruction_from"):
+    for key in ("category", "licence", "stages", "instruction_from", "weight"):
         del described[key]
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     # Texts are stored beside the tokens or not.
