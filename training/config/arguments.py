@@ -97,7 +97,9 @@ class StageArguments(LoraArguments, TrainingArguments):
     max_length: int = learnt(1024, "Maximum tokens of a text, EOS included.", least=1)
     instructions: bool = learnt(True, "Put the source's instruction before queries (stage 2), or train on raw text.")
     document_instruction_share: float = learnt(0.3, "Share of symmetric documents with instruction.", least=0, most=1)
-    query_instruction: str | None = learnt(None, "Instruction of the saved query prompt.", resume="sample")
+    query_instruction: str | None = learnt(
+        None, "Instruction of the saved query prompt, and of sources without one.", resume="sample"
+    )
 
     # Model
     model: str | None = path(None, "Folder, Hub name or earlier stage of the recipe to start from.")

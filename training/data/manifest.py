@@ -32,7 +32,7 @@ class Source:
     name: str
     files: list[SourceFile]
     task_type: str  # one of TASK_TYPES
-    instruction: str  # what the query asks for
+    instruction: str | None = None  # what the query asks for; None for the query prompt of the model it trains
     symmetric: bool = False  # query and passage are of the same kind: passages may get the instruction too
     languages: list[str] = field(default_factory=list)  # ISO 639-3
     cap: int | None = None  # maximum rows (deterministic sample)
@@ -110,7 +110,9 @@ def _entry(path: Path, number: int, written: Any) -> Entry:
     where = f"{path}: source {repr(written['name']) if named else number}"
     if isinstance(written, dict) and isinstance(written.get("files"), str):
         written = {**written, "files": [written["files"]]}
-    _check(where, written, get_type_hints(Entry), ["name", "files", "task_type", "instruction"])
+    _check(where, written, get_type_hints(Entry), ["name", "files", "task_type"])
+    if written.get("instruction") == "":
+        raise UserError(f"{where}: key 'instruction' is empty; leave it out for the query prompt of the model")
     if "/" in written["name"] or written["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
     if written["task_type"] not in TASK_TYPES:

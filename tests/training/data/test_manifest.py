@@ -37,7 +37,9 @@ def test_all_keys_arrive(write, tmp_path):
     assert asdict(source) == {**ENTRY, **given, "files": [tmp_path / "a.parquet"]}
     (entry,) = read_manifest(path).entries
     assert (entry.published_rows, entry.published_files) == (5, 1)
-    nulls = dict.fromkeys(("cap", "licence", "category", "published_rows", "published_files", "instruction_from"))
+    nulls = dict.fromkeys(
+        ("cap", "licence", "category", "published_rows", "published_files", "instruction_from", "instruction")
+    )
     (source,) = load_manifest(str(write({**ENTRY, **nulls}, root=None, stage_caps=None)))
     assert (source.symmetric, source.languages, source.cap, source.licence, source.weight) == (False, [], None, None, 1)
 
@@ -55,7 +57,8 @@ def test_all_keys_arrive(write, tmp_path):
         *(("weight", weight, [repr(weight), "manifest format"]) for weight in ("2", True, [1])),
         *(("name", name, [repr(name), "folder"]) for name in ("a/b", "..")),
         ("task_type", "reranking", ["'reranking'", "retrieval, clustering, classification"]),
-        *((key, None, ["missing"]) for key in ("name", "files", "task_type", "instruction")),
+        *((key, None, ["missing"]) for key in ("name", "files", "task_type")),
+        ("instruction", "", ["leave it out"]),
         ("task-type", "x", ["did you mean 'task_type'?"]),
         ("zzz", "x", ["known keys are cap, "]),
     ],

@@ -50,6 +50,10 @@ def prepare(
     Without an executor, tasks run on this machine, in several processes if there is enough to do. If it works
     asynchronously, ``SubmittedError`` is raised once all sources are submitted. The tokenizer must be a fast one.
     """
+    for source in sources if options.instructions and options.query_prompt is None else ():
+        if source.instruction is None:
+            what = f"source {source.name!r} has no instruction, and there is no model whose query prompt could be used"
+            raise UserError(f"{what}; add 'instruction' to the manifest, or prepare raw text with --raw")
     try:
         append_eos(tokenizer)
     except ValueError as error:
@@ -135,5 +139,7 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
+    if source.instruction is not None or not options.instructions:
+        del chosen["query_prompt"]
     key = json.dumps([FORMAT, described, chosen]) + tokenizer
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
