@@ -22,11 +22,12 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Make a fast tokenizer end every text with a token, and keep it when it truncates.
 
     Last-token pooling reads the embedding at that token. A tokenizer that appends one keeps it, because the model was
-    trained with it; any other gets its EOS token. transformers 5 ignores ``add_eos_token``, so the token comes from the
-    post-processor, which is saved in ``tokenizer.json`` and works in every runtime that reads that file.
+    trained with it, and its padding side; any other gets its EOS token, and pads on the right. transformers 5 ignores
+    ``add_eos_token``, so the token comes from the post-processor, which is saved in ``tokenizer.json`` and works in
+    every runtime that reads that file.
 
     Args:
-        tokenizer: A fast tokenizer with an EOS token; changed in place. Padding goes to the right.
+        tokenizer: A fast tokenizer with an EOS token; changed in place.
 
     Returns:
         The same tokenizer.
@@ -45,9 +46,9 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Some token must fill a batch up. Its attention mask says which ones are padding, so EOS can do it, too.
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     if end_token_id(tokenizer) is None:
+        tokenizer.padding_side = "right"
         _append(tokenizer, tokenizer.eos_token)
     return tokenizer
 

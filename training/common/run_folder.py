@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 IMPORTANCE_FILE = "importance.safetensors"  # importances of layers and channels, measured by pruning
 RECIPE = "recipe.yaml"  # the stage's keys, written when everything is ready to train
-DATA = "data.json"  # fingerprints of the sources by name, and of teacher and base
+DATA = "data.json"  # fingerprints of the sources by name, their weights, and fingerprints of teacher and base
 # A source is named like a folder: no name of one contains "/".
-TEACHER_DATA, BASE_DATA = "the teacher/", "the base/"
+TEACHER_DATA, BASE_DATA, WEIGHTS_DATA = "the teacher/", "the base/", "the weights/"
 FINAL_MODEL = "model"  # folder of the finished model
 STAGING = ".checkpoint.partial"  # folder in which a checkpoint is written; never resumed from
 _PREFIX = "checkpoint-"

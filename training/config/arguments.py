@@ -92,6 +92,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     task_types: list[str] | None = learnt(None, f"Of {', '.join(TASK_TYPES)}; default: all.", choices=TASK_TYPES)
     cap: int | None = learnt(None, "Maximum rows per source (deterministic sample).", least=1)
     source_caps: str | None = learnt(None, "Maximum rows of single sources, as JSON: name (with *) to number.")
+    source_temperature: float = learnt(1.0, "T of each source's share of an epoch, weight * rows^(1/T).", above=0)
     validation_share: float = learnt(0.01, "Share of the rows kept for validation.", least=0, most=1)
     prepared_dir: str | None = path(None, "Folder of tokenised sources, or a stage; default: OUTPUT_DIR/prepared.")
     executor: str | None = path(None, "Where data is prepared: local, ray, slurm or jobs; or JSON with its arguments.")
@@ -104,7 +105,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     max_length: int = learnt(1024, "Maximum tokens of a text, EOS included.", least=1)
     instructions: bool = learnt(True, "Put the source's instruction before queries (stage 2), or train on raw text.")
     document_instruction_share: float = learnt(0.3, "Share of symmetric documents with instruction.", least=0, most=1)
-    query_instruction: str | None = learnt(None, "Instruction of the saved query prompt.", resume="sample")
+    query_instruction: str | None = learnt(None, "Of the saved prompt, and of sources without one.", resume="sample")
 
     # Model
     model: str | None = path(None, "Folder, Hub name or earlier stage of the recipe to start from.")

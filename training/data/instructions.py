@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from string import Formatter
 
-from modeling_f2llm.prompts import TEMPLATE, instruct
+from modeling_f2llm.prompts import DEFAULT_PROMPTS, TEMPLATE, instruct
 from training.common.errors import UserError
 
 # The templates of F2LLM and of Qwen3-Embedding (which has no space before the text); Windows lines end in \r\n. The
@@ -28,9 +28,11 @@ def split_instruction(text: str) -> tuple[str | None, str]:
     return (found[1], text[found.end() :]) if found else (None, text)
 
 
-def with_instruction(instruction: str, text: str) -> str:
-    """Put an instruction before a text that has none; an existing one stays."""
-    return text if _INSTRUCTED.match(text) else instruct(instruction, text)
+def with_instruction(instruction: str | None, text: str, prompt: str = DEFAULT_PROMPTS["query"]) -> str:
+    """Put an instruction, or a prompt if there is none, before a text without one; an existing one stays."""
+    if _INSTRUCTED.match(text):
+        return text
+    return prompt + text if instruction is None else instruct(instruction, text)
 
 
 def without_instruction(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -31,7 +32,7 @@ class Source:
     name: str
     files: list[SourceFile]
     task_type: str  # one of TASK_TYPES
-    instruction: str  # what the query asks for
+    instruction: str | None = None  # what the query asks for; None for the query prompt of the model it trains
     symmetric: bool = False  # query and passage are of the same kind: passages may get the instruction too
     languages: list[str] = field(default_factory=list)  # ISO 639-3
     cap: int | None = None  # maximum rows (deterministic sample)
@@ -39,6 +40,7 @@ class Source:
     category: str | None = None  # the task as the data's paper names it
     stages: list[str] = field(default_factory=list)  # that train on it; empty for all
     instruction_from: str | None = None  # list of F2LLM ("v1"), prompts of mteb ("mteb"), or neither ("written")
+    weight: int | float = 1  # factor of its share of an epoch
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Manifest:
         return min((cap for cap in caps if cap is not None), default=None)
 
 
+# A source that counts as its rows do.
+_EVEN = ("weight", 1)
 _COUNTS = ("stage_caps", "stage_rows", "published_language_rows")
 _TOP_KINDS = {"sources": list, "root": str, **dict.fromkeys(_COUNTS, dict[str, int])}
 
@@ -106,7 +110,9 @@ def _entry(path: Path, number: int, written: Any) -> Entry:
     where = f"{path}: source {repr(written['name']) if named else number}"
     if isinstance(written, dict) and isinstance(written.get("files"), str):
         written = {**written, "files": [written["files"]]}
-    _check(where, written, get_type_hints(Entry), ["name", "files", "task_type", "instruction"])
+    _check(where, written, get_type_hints(Entry), ["name", "files", "task_type"])
+    if written.get("instruction") == "":
+        raise UserError(f"{where}: key 'instruction' is empty; leave it out for the query prompt of the model")
     if "/" in written["name"] or written["name"].startswith("."):
         raise UserError(f"{where}: the name becomes a folder; leave out '/' and a leading '.'")
     if written["task_type"] not in TASK_TYPES:
@@ -131,8 +137,9 @@ def _check(where: str, written: Any, kinds: Mapping[str, Any], required: Sequenc
         except TypeError:
             raise UserError(f"{where}: key {key!r} cannot be {value!r}; see the manifest format") from None
         numbers = value.values() if isinstance(value, dict) else [value]
-        if any(type(number) in (int, float) and number <= 0 for number in numbers):
-            raise UserError(f"{where}: key {key!r} cannot be {value!r}; it must be at least 1")
+        if any(type(number) in (int, float) and not 0 < number < math.inf for number in numbers):
+            least = "more than 0" if key == "weight" else "at least 1"
+            raise UserError(f"{where}: key {key!r} cannot be {value!r}; it must be {least}")
 
 
 def load_manifest(path: Path | str, data_dir: Path | str | None = None, stage: str | None = None) -> list[Source]:
@@ -202,13 +209,13 @@ def select_sources(
 
 
 def write_manifest(path: Path, entries: Iterable[Mapping[str, Any]], **top: Any) -> None:
-    """Write a manifest of entries and keys beside ``sources``, whole or not at all, without None and empty values.
+    """Write a manifest of entries and keys beside ``sources``, whole or not at all, without None, empty and 1 weights.
 
     ``files`` are names, not patterns: ``*`` and ``[`` stand for themselves. Caps of stages that no entry names are left
     out.
     """
     sources = [
-        {key: value for key, value in entry.items() if value is not None and value != []}
+        {key: value for key, value in entry.items() if value is not None and value != [] and (key, value) != _EVEN}
         | {"files": [escape(str(file)) for file in entry["files"]]}
         for entry in entries
     ]

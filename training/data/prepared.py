@@ -34,10 +34,11 @@ class PreparedSource:
         description: The content of ``source.json``.
         mapped_files: The memory maps by file name.
         has_texts: Whether the texts were kept; ``has_forms``: their normal forms.
+        weight: That of the manifest, which no file holds.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, weight: float = 1) -> None:
+        self.folder, self.weight = Path(folder), weight
         self.mapped_files: dict[str, np.ndarray] = {}
         try:
             self.description = described = json.loads((self.folder / DESCRIPTION).read_text())
@@ -62,9 +63,9 @@ class PreparedSource:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
 
-    def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[PreparedSource], tuple[Path, float]]:
         # A pickled memory map contains the whole array: a loader worker opens the folder instead.
-        return type(self), (self.folder,)
+        return type(self), (self.folder, self.weight)
 
     def check(self) -> PreparedSource:
         """Compare the files with their checksums, in bounded time."""

@@ -118,7 +118,9 @@ def _validation_task(source: PreparedSource) -> AbsTask:
         )
     positions = np.unique(rows[rows >= 0])
     # The runner adds the prompts, and passages of symmetric sources may have one, too.
-    texts = dict(zip(positions.tolist(), map(without_instruction, source.texts(positions)), strict=True))
+    prompt = source.description.get("prompt", "")
+    alone = (without_instruction(text.removeprefix(prompt)) for text in source.texts(positions))
+    texts = dict(zip(positions.tolist(), alone, strict=True))
     queries, passages = ([texts[position] for position in column] for column in rows[:, :2].T.tolist())
     negatives = [[texts[each] for each in row if each >= 0] for row in rows[:, 2:].tolist()]
     name, tags = f"{_camel_case(source.name)}Validation", source.description.get("languages") or []

@@ -71,7 +71,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make it append EOS to every text, if it appends nothing."""
+    """Load a tokenizer and make it append EOS to every text, if it appends nothing; say which."""
     with user_error(f"tokenizer {name_or_path!r} cannot be used"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         check_tokenizer(tokenizer)
@@ -79,6 +79,11 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         append_eos(tokenizer)
     if appends is None:
         logger.info("tokenizer %s appends nothing to a text; %s is appended", name_or_path, tokenizer.eos_token)
+    else:
+        kept = tokenizer.convert_ids_to_tokens(appends)
+        logger.info(
+            "tokenizer %s appends %s to a text, which stays; %s is EOS", name_or_path, kept, tokenizer.eos_token
+        )
     return tokenizer
 
 

@@ -127,7 +127,8 @@ def model_file(name: str, file: str, revision: str | None = None) -> Path | None
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name, file, revision=revision))
-    except EntryNotFoundError:
+    # No such file, or no name of a model; loading that says so.
+    except (EntryNotFoundError, HFValidationError):
         return None
 
 

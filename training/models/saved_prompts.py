@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modeling_f2llm.prompts import DEFAULT_INSTRUCTION, instruct
+from modeling_f2llm.prompts import DEFAULT_PROMPTS, instruct
 from training.common.outputs import write_whole
 from training.config.arguments import StageArguments
 from training.data.instructions import split_instruction
@@ -54,6 +54,17 @@ def given_prompt(args: StageArguments) -> str | None:
     return args.query_instruction and instruct(args.query_instruction)
 
 
+def default_query_prompt(args: StageArguments) -> str:
+    """Return what goes before queries of sources without an instruction, exactly.
+
+    It is that of ``query_instruction``, the start model's own (which may be empty), or, if that has none, the published
+    one.
+    """
+    given = given_prompt(args)
+    start = {} if args.model is None or given is not None else prompts_of(args.model) or {}
+    return start.get("query", DEFAULT_PROMPTS["query"]) if given is None else given
+
+
 def choose_prompts(
     args: StageArguments, sources: Sequence[PreparedSource], tokenizer: PreTrainedTokenizerBase
 ) -> SavedPrompts:
@@ -70,10 +81,10 @@ def choose_prompts(
     elif len(trained) == 1:
         reason = "as all sources are trained with" if args.instructions else "'instructions: false' trains on raw text"
         query = trained[0]
-    elif start.get("query"):
+    elif start.get("query") or start.get("query") in trained:
         query, reason = start["query"], f"that of {args.model}, because the sources share none"
     else:
-        query, reason = instruct(DEFAULT_INSTRUCTION), "the published one, because the sources share none"
+        query, reason = DEFAULT_PROMPTS["query"], "the published one, because the sources share none"
     if start.get("document") and args.process_index == 0:
         logger.warning("%s puts %r before documents; the saved model does not", args.model, start["document"])
     return SavedPrompts({**start, "query": query, "document": ""}, reason, trained)
@@ -91,17 +102,18 @@ def kept_prompts(args: StageArguments) -> SavedPrompts:
 
 def _trained_prompts(source: PreparedSource, tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Return what goes before a source's queries in a sample of what the model reads; the manifest's if it is cut."""
-    instruction, rows = source.description["instruction"], source.rows["train"]
+    instruction, prompt = source.description["instruction"], source.description.get("prompt", "")
+    prompt, rows = prompt if instruction is None else instruct(instruction), source.rows["train"]
     if not len(rows):
         return set()
-    if instruction is None:
+    if not prompt:
         return {""}
     prompts = set()
     for row in np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)):
         tokens = source.tokens(int(rows[row, 0]))
         text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         found, query = split_instruction(text)
-        prompts.add(instruct(instruction) if found is None else text.removesuffix(query))
+        prompts.add(prompt if found is None or text.startswith(prompt) else text.removesuffix(query))
     return prompts
 
 

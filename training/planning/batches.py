@@ -17,7 +17,7 @@ from training.data.manifest import find_entry_files, read_manifest, select_sourc
 from training.data.prepared import PreparedSource
 from training.data.survey import CollectionSurvey, survey
 from training.models.encoding import lay_out
-from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
+from training.trainer.batches import PackedCollator, PreparedRows, batch_sampler, epoch_batches
 
 # Batches whose tokens are counted, spread over an epoch.
 _SAMPLE = 256
@@ -29,6 +29,7 @@ class SourceSizes(NamedTuple):
     name: str
     task_type: str
     rows: list[float]
+    weight: float = 1
 
 
 def why_not_local(args: StageArguments) -> str | None:
@@ -61,9 +62,9 @@ def estimated_sizes(args: StageArguments) -> list[SourceSizes]:
         scale = min(max((total - certain) / uncertain, 0.0), 1.0)
     kept = {entry.name for entry in select_sources([each.entry for each in found], None, args.task_types)}
     sizes = [
-        SourceSizes(each.entry.name, each.entry.task_type, _rows(args, each, scale if _is_uncertain(each) else 1.0))
+        SourceSizes(entry.name, entry.task_type, _rows(args, each, scale if _is_uncertain(each) else 1.0), entry.weight)
         for each in found
-        if each.entry.name in kept
+        if (entry := each.entry).name in kept
     ]
     if not any(each.rows for each in sizes):
         raise UserError(f"{args.manifest}: no source fits {args.sources!r} in 'sources'; see the names in the manifest")
@@ -118,10 +119,9 @@ class Batches:
 
 def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split: str) -> Batches:
     """Count an epoch's batches, and the texts and tokens of a sample of them."""
-    rows = [len(source.rows[split]) for source in sources]
-    if not sum(rows):
+    sampler = batch_sampler(args, sources, split)
+    if not len(sampler):
         return Batches()
-    sampler = GlobalBatchSampler(rows, args.global_batch_size, args.seed)
     collator = PackedCollator(sources, args.num_hard_negatives, args.seed)
     dataset = PreparedRows(sources, split)
     facts = []
@@ -136,17 +136,20 @@ def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split
     return _average(len(sampler), np.array(facts, dtype=float).T)
 
 
-def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: float) -> Batches:
-    """Estimate an epoch's batches of a ``share`` of the rows, such as ``validation_share``.
+def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: str) -> Batches:
+    """Estimate an epoch's batches of a split.
 
     Every text is taken as distinct, with ``planned_text_tokens`` (at most ``max_length``) tokens. Rows that share texts
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
     length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
     columns = {task_type: 2 + negatives for task_type, negatives in args.num_hard_negatives.items()}
-    cells, rows = np.array([(columns[each.task_type], rows * share) for each in sizes for rows in each.rows]).T
-    counts = np.ceil(rows / args.global_batch_size)
-    if not counts.any():
+    share = 1 - args.validation_share if split == "train" else args.validation_share
+    described = [(columns[each.task_type], rows * share, each.weight) for each in sizes for rows in each.rows]
+    cells, rows, weights = np.array(described).T
+    mixing = (weights, args.source_temperature) if split == "train" else ()
+    counts, taken = epoch_batches(rows, args.global_batch_size, *mixing)
+    if not taken.any():
         return Batches()
     texts = cells * rows / np.maximum(counts, 1)
     of_process = texts / args.world_size
@@ -154,7 +157,7 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
     tokens = texts * length
     facts = (tokens, texts, chunks, of_process * length / chunks, tokens * length, tokens * (1 - 1 / chunks))
-    return _average(int(counts.sum()), np.array(facts), counts)
+    return _average(int(taken.sum()), np.array(facts), taken)
 
 
 def _average(count: int, facts: np.ndarray, weights: np.ndarray | None = None) -> Batches:

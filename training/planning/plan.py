@@ -247,7 +247,7 @@ def _estimated(args: StageArguments, why: str) -> Data:
         f"{why}: estimated from {rows:,.0f} rows, the caps applied; assumed that every text is distinct and has "
         f"{min(args.planned_text_tokens, args.max_length)} tokens (planned_text_tokens)"
     )
-    training, validation = (estimate_batches(args, sizes, each) for each in (1 - share, share))
+    training, validation = (estimate_batches(args, sizes, split) for split in ("train", "validation"))
     return Data(description, round(rows * (1 - share)), sum(len(each.rows) for each in sizes), training, validation)
 
 

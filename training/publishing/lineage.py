@@ -14,7 +14,7 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import BASE_DATA, DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, last_checkpoint, step_of
+from training.common.run_folder import DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, last_checkpoint, step_of
 from training.config.arguments import LoraArguments, StageArguments
 from training.data.instructions import TextFormat
 from training.data.manifest import Entry, Manifest, find_entry_files, read_manifest
@@ -260,7 +260,7 @@ def sources_of(state: ModelState) -> tuple[SourceRecord, ...]:
     """
     folder = state.path_of("prepared_dir") or state.run / "prepared"
     noted = read_json(state.run / DATA)
-    fingerprints = {name: each for name, each in noted.items() if name not in (TEACHER_DATA, BASE_DATA)}
+    fingerprints = {name: each for name, each in noted.items() if not name.endswith("/")}
     found = (read_json(path / DESCRIPTION) for path in find_prepared(folder, fingerprints))
     prepared = {each["name"]: each for each in found}
     if gone := [name for name in fingerprints if name not in prepared]:

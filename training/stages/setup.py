@@ -31,8 +31,9 @@ from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
-from training.models.saved_prompts import choose_prompts
 from training.stages.own_data import add_replay, build_own_data
+from training.models.saved_prompts import choose_prompts, default_query_prompt
+from training.trainer.batches import batch_sampler, epoch_line
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
 
@@ -70,6 +71,8 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
         logger.info("%s", sources_table(prepared))
+        if (line := epoch_line(batch_sampler(args, prepared), [source.name for source in prepared])) is not None:
+            logger.info("%s", line)
     distillation = teacher and make_distillation(teacher, args, prepared, width, model_options(args))
     trainer = make_trainer(stage, model, prepared, tokenizer, distillation)
     if args.lora:
@@ -140,6 +143,7 @@ def prepare_sources(
         **{name: getattr(args, name) for name in same},
         num_hard_negatives=tuple(args.num_hard_negatives.items()),
         keep_texts=keep_texts,
+        query_prompt=default_query_prompt(args) if any(each.instruction is None for each in sources) else None,
         text_forms=args.mask_duplicates,
     )
     try:

@@ -228,6 +228,9 @@ def _record(stage: Stage, trainer: F2LLMTrainer, checkpoint: Path | None, accept
     """Record keys and data of the run; of a resumed run, return the accepted changes of its data."""
     output_dir, changed = Path(stage.arguments.output_dir), {}
     data = {source.name: source.description["fingerprint"] for source in trainer.sources}
+    weights = {source.name: source.weight for source in trainer.sources if source.weight != 1}
+    if weights:
+        data[run_folder.WEIGHTS_DATA] = json.dumps(weights)
     if trainer.distillation is not None:
         data[run_folder.TEACHER_DATA] = trainer.distillation.identity
     if trainer.base_revision is not None:

@@ -10,54 +10,112 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from training.common.keyed import keyed_bits
+from training.config.arguments import StageArguments
 from training.data.preparation.plan import required_negatives
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherCache
 from training.models.encoding import lay_out
 
 _ROW_ORDER, _BATCH_ORDER, _NEGATIVES = 11, 12, 21
+# Sources that a line can name.
+_MOST_SHOWN = 8
 
 
 class RowKey(NamedTuple):
-    """Identifies a row in an epoch; its random draws use this key."""
+    """Identifies a row in one pass over its source; its random draws use this key."""
 
-    epoch: int
+    epoch: int  # number of the pass, which is the epoch's unless sources are weighted
     source: int
     row: int
+
+
+def epoch_batches(
+    rows: Sequence[float], global_batch_size: int, weights: Sequence[float] | None = None, temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``(s,)`` batches of a pass over each source, and ``(s,)`` how many of them an epoch takes.
+
+    An epoch takes a share ``p`` of its rows from each source, in whole batches and at least one, where ``p`` is
+    proportional to ``weight * rows ** (1 / temperature)``: the sampling of languages of Conneau et al. (2020, XLM-R),
+    with an alpha of 1 / temperature. With equal weights and a temperature of 1 it takes every row once.
+    """
+    rows = np.asarray(rows, dtype=float)
+    weights = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=float)
+    counts = np.ceil(rows / global_batch_size).astype(int)
+    # Scaled to at most 1, so that no power overflows.
+    parts = weights / weights.max() * (rows / max(rows.max(), 1)) ** (1 / temperature)
+    passes = parts * rows.sum() / (np.maximum(rows, 1) * max(parts.sum(), np.finfo(float).tiny))
+    return counts, np.where(counts > 0, np.maximum(np.rint(counts * passes), 1), 0).astype(int)
 
 
 class GlobalBatchSampler(Sampler[list[RowKey]]):
     """Yields the rows of each global batch, the same on every process.
 
-    An epoch visits every row once. Each source's rows are shuffled and cut into as few batches of at most
+    A pass over a source visits each of its rows once: they are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
-    negatives); the batches of all sources are then shuffled together. Both orders depend on seed and epoch only.
+    negatives). A source's passes follow one another without end; each epoch takes the next batches of every source, as
+    many as :func:`epoch_batches` says, and shuffles them together. The order of a pass depends on seed, source and its
+    number only, that of an epoch on seed and epoch. Without weights and temperature, an epoch is a pass over all rows.
     """
 
-    def __init__(self, rows_per_source: Sequence[int], global_batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows_per_source: Sequence[int],
+        global_batch_size: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         self.rows_per_source, self.seed, self.epoch = list(rows_per_source), seed, 0
-        # Source, number of the batch in it, and number of its batches.
-        counts = [-(-rows // global_batch_size) for rows in self.rows_per_source]
-        self._batches = [(source, each, count) for source, count in enumerate(counts) for each in range(count)]
+        counts, taken = epoch_batches(rows_per_source, global_batch_size, weights, temperature)
+        # By source: batches of a pass and of an epoch.
+        self.counts, self.taken = counts.tolist(), taken.tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return sum(self.taken)
 
     def __iter__(self) -> Iterator[list[RowKey]]:
-        orders = [
-            np.argsort(keyed_bits(self.seed, _ROW_ORDER, self.epoch, source, np.arange(rows)), kind="stable")
-            for source, rows in enumerate(self.rows_per_source)
+        # Source, number of the pass, and number of the batch in it.
+        batches = [
+            (source, *divmod(self.epoch * taken + each, self.counts[source]))
+            for source, taken in enumerate(self.taken)
+            for each in range(taken)
         ]
-        draws = keyed_bits(self.seed, _BATCH_ORDER, self.epoch, np.arange(len(self._batches)))
+        orders = {
+            (source, turn): np.argsort(
+                keyed_bits(self.seed, _ROW_ORDER, turn, source, np.arange(self.rows_per_source[source])), kind="stable"
+            )
+            for source, turn in {batch[:2] for batch in batches}
+        }
+        draws = keyed_bits(self.seed, _BATCH_ORDER, self.epoch, np.arange(len(batches)))
         for index in np.argsort(draws, kind="stable"):
-            source, number, count = self._batches[index]
-            rows = self.rows_per_source[source]
-            chosen = orders[source][number * rows // count : (number + 1) * rows // count]
-            yield [RowKey(self.epoch, source, int(row)) for row in chosen]
+            source, turn, number = batches[index]
+            rows, count = self.rows_per_source[source], self.counts[source]
+            chosen = orders[source, turn][number * rows // count : (number + 1) * rows // count]
+            yield [RowKey(turn, source, int(row)) for row in chosen]
+
+
+def batch_sampler(args: StageArguments, sources: Sequence[PreparedSource], split: str = "train") -> GlobalBatchSampler:
+    """Return the order of a split's batches; validation takes every row once, whatever its source's weight."""
+    mixing = ([source.weight for source in sources], args.source_temperature) if split == "train" else ()
+    return GlobalBatchSampler(
+        [len(source.rows[split]) for source in sources], args.global_batch_size, args.seed, *mixing
+    )
+
+
+def epoch_line(sampler: GlobalBatchSampler, names: Sequence[str]) -> str | None:
+    """Return what an epoch takes of each source, in one line; None if it takes every row once."""
+    if sampler.taken == sampler.counts:
+        return None
+    visits = zip(names, sampler.taken, sampler.counts, strict=True)
+    passes = sorted(((taken / count, name, taken) for name, taken, count in visits if count), reverse=True)
+    shown = passes if len(passes) <= _MOST_SHOWN else [passes[0], passes[-1]]
+    each = [f"{name} {taken:,} ({turns:.3g} passes over its rows)" for turns, name, taken in shown]
+    of_each = ", ".join(each) if shown is passes else f"from {each[0]} down to {each[1]}"
+    return f"an epoch is {len(sampler):,} batches of {len(passes):,} sources: {of_each}"
 
 
 class Row(NamedTuple):

@@ -24,7 +24,7 @@ from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation
 from training.models.encoding import embed_batch
-from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
+from training.trainer.batches import PackedCollator, PreparedRows, batch_sampler
 from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
 from training.trainer.step import CachedStep, Objective, draws_dropout
@@ -109,14 +109,14 @@ class F2LLMTrainer(SavingTrainer):
         return self._loader("train")
 
     def _loader(self, split: str) -> DataLoader:
-        args, rows = self.args, [len(source.rows[split]) for source in self.sources]
+        args = self.args
         process = (args.seed, args.process_index, args.world_size, args.max_tokens_per_forward)
         # Validation learns nothing from a teacher.
         taught = split == "train" and self.distillation is not None
         teacher = (self.distillation.cache, self.distillation.width) if taught else ()
         return _EpochLoader(
             PreparedRows(self.sources, split),
-            batch_sampler=GlobalBatchSampler(rows, args.global_batch_size, seed=args.seed),
+            batch_sampler=batch_sampler(args, self.sources, split),
             collate_fn=PackedCollator(self.sources, args.num_hard_negatives, *process, *teacher),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),

@@ -14,7 +14,12 @@ from training.run_stage import main
 
 OUT_OF_RANGE = {
     **{"validation_share": [-0.1, 1.1, math.nan], "document_instruction_share": [-0.1, 30]},
-    **{"tokenizer_vocab_size": [0, 258], "temperature": [0.0, -1.0, math.nan], "num_train_epochs": [0.0, -1.0, 1e30]},
+    **{
+        "tokenizer_vocab_size": [0, 258],
+        "temperature": [0.0, -1.0, math.nan],
+        "source_temperature": [0.0, -2.0, math.inf],
+        "num_train_epochs": [0.0, -1.0, 1e30],
+    },
     **{"on_bad_row": ["skip"], "learning_rate": [math.nan, math.inf], "eval_steps": [math.nan, -5]},
     **{"max_steps": [0, -2], "seed": [-1, 2**32, 2**70], "lora_alpha": [-2], "lora_dropout": [1.0], "cap": [0, -1]},
     **{"prune_hidden": ["norm"], "prune_layers": ["last"], "early_stopping_threshold": [-0.1, math.nan]},

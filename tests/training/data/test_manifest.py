@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 
 import fsspec
 import pytest
@@ -30,15 +31,17 @@ def write(tmp_path):
 
 def test_all_keys_arrive(write, tmp_path):
     given = {"symmetric": True, "languages": ["kor", "eng"], "cap": 80_000, "licence": "CC-BY-4.0", "category": "QA"}
-    given |= {"task_type": "clustering", "stages": ["one"], "instruction_from": "v1"}
+    given |= {"task_type": "clustering", "stages": ["one"], "instruction_from": "v1", "weight": 2.5}
     path = write({**ENTRY, **given, "published_rows": 5, "published_files": 1})
     (source,) = load_manifest(path)
     assert asdict(source) == {**ENTRY, **given, "files": [tmp_path / "a.parquet"]}
     (entry,) = read_manifest(path).entries
     assert (entry.published_rows, entry.published_files) == (5, 1)
-    nulls = dict.fromkeys(("cap", "licence", "category", "published_rows", "published_files", "instruction_from"))
+    nulls = dict.fromkeys(
+        ("cap", "licence", "category", "published_rows", "published_files", "instruction_from", "instruction")
+    )
     (source,) = load_manifest(str(write({**ENTRY, **nulls}, root=None, stage_caps=None)))
-    assert (source.symmetric, source.languages, source.cap, source.licence) == (False, [], None, None)
+    assert (source.symmetric, source.languages, source.cap, source.licence, source.weight) == (False, [], None, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,12 @@ def test_all_keys_arrive(write, tmp_path):
         ("cap", "80k", ["'80k'"]),
         ("cap", True, ["True"]),
         ("published_rows", 0, ["at least 1"]),
+        *(("weight", weight, [repr(weight), "more than 0"]) for weight in (0, -1.5, math.inf, math.nan)),
+        *(("weight", weight, [repr(weight), "manifest format"]) for weight in ("2", True, [1])),
         *(("name", name, [repr(name), "folder"]) for name in ("a/b", "..")),
         ("task_type", "reranking", ["'reranking'", "retrieval, clustering, classification"]),
-        *((key, None, ["missing"]) for key in ("name", "files", "task_type", "instruction")),
+        *((key, None, ["missing"]) for key in ("name", "files", "task_type")),
+        ("instruction", "", ["leave it out"]),
         ("task-type", "x", ["did you mean 'task_type'?"]),
         ("zzz", "x", ["known keys are cap, "]),
     ],
@@ -195,6 +201,8 @@ def test_a_written_manifest_is_read_again(tmp_path):
     entry = {**asdict(source), "files": ["wh[a]t*.parquet"]}
     write_manifest(tmp_path / "manifest.yaml", [entry], stage_caps={"one": 5, "gone": 6}, stage_rows={})
     text = (tmp_path / "manifest.yaml").read_text(encoding="utf-8")
-    assert "Où?" in text and "cap: " not in text and "stage_rows" not in text
+    assert "Où?" in text and "cap: " not in text and "stage_rows" not in text and "weight" not in text
     assert load_manifest(tmp_path / "manifest.yaml") == [source]
     assert read_manifest(tmp_path / "manifest.yaml").stage_caps == {"one": 5}
+    write_manifest(tmp_path / "manifest.yaml", [{**entry, "weight": 0.5}])
+    assert load_manifest(tmp_path / "manifest.yaml") == [replace(source, weight=0.5)]

@@ -44,7 +44,7 @@ ENTRIES = [
     entry("faq", "retrieval", ["kor", "deu"], **EACH, files="faq_*.parquet", licence="CC-BY-4.0", category="QA"),
     entry("crawl", "retrieval", ["kor", "eng"], **EACH, files="crawl_*.parquet", symmetric=True),
     entry("world", "clustering", ["mul", "tok"], files=["world_a.parquet", "world_b.parquet"], licence="My Own", cap=9),
-    entry("code", "retrieval", ["zxx"], licence="MIT"),
+    entry("code", "retrieval", ["zxx"], licence="MIT", weight=0.5, instruction=None),
 ]
 NAMES = ["polarity", "faq_kor", "crawl_ko-en", "world", "code"]
 

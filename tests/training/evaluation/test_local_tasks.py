@@ -268,10 +268,11 @@ def validation_rows(folder, source):
     return rows
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_validation_rows_of_retrieval(symmetric, encoder, write_source, prepare_source):
-    source = write_source("my_qa", rows=60, negatives=(2, 5), symmetric=symmetric, languages=["ru"])
-    folder = prepare_source(source)
+@pytest.mark.parametrize(("symmetric", "prompt"), [(False, None), (True, None), (True, "Look for\nQuery: ")])
+def test_validation_rows_of_retrieval(symmetric, prompt, encoder, write_source, prepare_source):
+    own = {} if prompt is None else {"instruction": None}
+    source = write_source("my_qa", rows=60, negatives=(2, 5), symmetric=symmetric, languages=["ru"], **own)
+    folder = prepare_source(source, query_prompt=prompt)
     rows = validation_rows(folder, source)
     documents = sorted({row[name] for row in rows for name in row if name != "query" and row[name] is not None})
     relevant = np.array([[row["passage"] == document for document in documents] for row in rows])

@@ -94,7 +94,7 @@ def test_distinct_texts_of_one_length_are_estimated_exactly(tmp_path, budget):
     pq.write_table(pa.table(columns), tmp_path / "data/retrieval.parquet")
     stage = load_recipe(recipe).stages[0]
     counted = make_plan(stage, {}).training
-    estimate = estimate_batches(stage.arguments, [SourceSizes("tiny", "retrieval", [80.0])], 1.0)
+    estimate = estimate_batches(stage.arguments, [SourceSizes("tiny", "retrieval", [80.0])], "train")
     assert counted.tokens == 16 * 4 * 7
     estimate, counted = vars(estimate), vars(counted)
     about = ("most_chunk_tokens", "repeated_tokens")
@@ -102,13 +102,13 @@ def test_distinct_texts_of_one_length_are_estimated_exactly(tmp_path, budget):
 
 
 def test_batches_are_those_of_each_source_by_its_task(tmp_path):
-    args = load_recipe(write_single_stage(tmp_path, planned_text_tokens=100)).stages[0].arguments
+    args = load_recipe(write_single_stage(tmp_path, planned_text_tokens=100, validation_share=0.0)).stages[0].arguments
     sizes = [SourceSizes("a", "retrieval", [32.0, 8.0]), SourceSizes("b", "classification", [16.0])]
     # Batches of 16, 16 and 8 rows of 5 texts, and of 16 rows of 3; no text is longer than max_length.
-    estimate = estimate_batches(args, sizes, 1.0)
+    estimate = estimate_batches(args, sizes, "train")
     assert (estimate.count, estimate.texts, estimate.most_texts) == (4, (80 + 80 + 40 + 48) / 4, 80)
     assert estimate.tokens == estimate.texts * args.max_length
-    assert estimate_batches(args, sizes, 0.0) == Batches()
+    assert estimate_batches(args, sizes, "validation") == Batches()
 
 
 def test_files_that_are_missing_are_estimated(tmp_path, capsys):

@@ -50,6 +50,10 @@ def prepare(
     Without an executor, tasks run on this machine, in several processes if there is enough to do. If it works
     asynchronously, ``SubmittedError`` is raised once all sources are submitted. The tokenizer must be a fast one.
     """
+    for source in sources if options.instructions and options.query_prompt is None else ():
+        if source.instruction is None:
+            what = f"source {source.name!r} has no instruction, and there is no model whose query prompt could be used"
+            raise UserError(f"{what}; add 'instruction' to the manifest, or prepare raw text with --raw")
     try:
         append_eos(tokenizer)
     except ValueError as error:
@@ -63,6 +67,7 @@ def prepare(
     for source in tqdm(sources, desc="prepare", unit="source", disable=None):
         try:
             prepared.append(_prepare_source(source, as_json, Path(folder), options, executor))
+            prepared[-1].weight = source.weight
         except SubmittedError as error:
             submitted = error
     if submitted is not None:
@@ -129,10 +134,12 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     """Hash everything that the prepared rows and tokens depend on."""
     described = {**asdict(source), "files": [identity(file, folder / ".hashes") for file in source.files]}
     # No prepared byte depends on these, nor on the negatives of other task types.
-    for key in ("category", "licence", "stages", "instruction_from"):
+    for key in ("category", "licence", "stages", "instruction_from", "weight"):
         del described[key]
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
+    if source.instruction is not None or not options.instructions:
+        del chosen["query_prompt"]
     key = json.dumps([FORMAT, described, chosen]) + tokenizer
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -53,6 +53,7 @@ class PreparationOptions:
     seed: int = 42  # that of TrainingArguments, so that a stage finds what prepare.py made
     on_bad_row: str = "error"  # one of ON_BAD_ROW
     keep_texts: bool = False  # store the texts beside their tokens, for teachers with another tokenizer
+    query_prompt: str | None = None  # before queries of sources without an instruction
     text_forms: bool = False  # store a number for the normal form of each text, for mask_duplicates
 
     def __post_init__(self) -> None:
@@ -87,6 +88,11 @@ class PreparationPlan:
     shards: tuple[Shard, ...]
     partitions: int = 1  # of the distinct texts by their hashes, a power of two
     highest_draw: int | None = None  # rows with at most this draw are under the source's cap; None if all rows are
+
+    @property
+    def prompt(self) -> str | None:
+        """What goes before queries for want of an instruction; None if the source has one, or texts stay raw."""
+        return self.options.query_prompt if self.options.instructions and self.source.instruction is None else None
 
     @property
     def cells(self) -> int:

@@ -102,12 +102,12 @@ def _hash_batch(
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
 
     @cache
-    def hash_of(text: str, instruction: str, is_query: bool = False) -> int:
+    def hash_of(text: str, instruction: str | None, is_query: bool = False) -> int:
         # An instruction in the published file is neither added twice nor part of raw text.
         if not options.instructions:
             text = without_instruction(text)
         elif is_query or (share and keyed_uniform(*key, text_key(text)) < share):
-            text = with_instruction(instruction, text)
+            text = with_instruction(instruction, text, plan.prompt or "")
         digest = xxh3_128_digest(text.encode(), seed=options.seed)
         texts[digest] = text
         return int(hashes_of([digest])[0])

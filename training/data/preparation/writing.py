@@ -96,7 +96,8 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
         lengths.tofile(plan.file("utf8_lengths", partition))
     if plan.options.text_forms:
         # Of the text alone: an instruction does not change what it says.
-        forms = np.fromiter((text_key(normalise(without_instruction(text))) for text in texts), "<u8", len(texts))
+        alone = (without_instruction(text.removeprefix(plan.prompt or "")) for text in texts)
+        forms = np.fromiter(map(text_key, map(normalise, alone)), "<u8", len(texts))
         forms.tofile(plan.file("forms", partition))
     np.array(order, dtype="<u8").tofile(plan.file("hashes", partition))
 
@@ -144,6 +145,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "task_type": source.task_type,
         "symmetric": source.symmetric,
         "instruction": source.instruction if options.instructions else None,
+        **({} if plan.prompt is None else {"prompt": plan.prompt}),
         "languages": source.languages,
         "negatives": plan.negatives,
         "texts": texts,

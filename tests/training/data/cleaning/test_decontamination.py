@@ -37,7 +37,8 @@ def manifest(tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "held_out.jsonl").write_text('{"text": "who was first"}\n{"text": "A b c d e f g h i j k l m n"}\n')
-    return write_manifest(folder, {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}, cap=50, symmetric=True)
+    sources = {"a": [one, two], "b": [three], "c": [clean_rows(3)[:-2]]}
+    return write_manifest(folder, sources, cap=50, symmetric=True, weight=0.5)
 
 
 def held_out(manifest):

@@ -154,6 +154,7 @@ def test_several_files_and_sources_and_their_manifest(source, miner, tmp_path):
     pq.write_table(half[:100], parts[0])
     pq.write_table(half[100:].drop_columns("lang"), parts[1])
     divided = replace(source, name="divided", files=parts, symmetric=True, languages=["eng"], licence="CC0-1.0", cap=99)
+    divided = replace(divided, weight=0.5)
     mine([source, divided], miner, tmp_path / "out", OPTIONS)
     one, other = read_output(tmp_path / "out"), read_output(tmp_path / "out", "divided")
     assert [{**row, "lang": None} for row in one] == [{**row, "lang": None} for row in other]

@@ -86,6 +86,20 @@ def test_share_of_documents_under_the_instruction(write_columns, run, decode, sy
     assert [tuple(text.removeprefix(instruct("Find.")) for text in row) for row in rows] == published_rows(source)
 
 
+def test_a_source_without_an_instruction_gets_the_prompt_of_the_model(write_columns, run, decode):
+    own = instruct("Say the same.", "hello")
+    columns = {"query": [own, "bye"], "passage": ["hi", "ciao"], "negative_1": ["no", "yes"], "negative_2": ["a", "b"]}
+    source = replace(write_columns(columns, symmetric=True), instruction=None)
+    prepared = run(source, query_prompt="find: ", document_instruction_share=1.0)
+    assert decode(prepared) == [
+        tuple(instruct("Say the same.", text) for text in ("hello", "hi", "no", "a")),
+        ("find: bye", "find: ciao", "find: yes", "find: b"),
+    ]
+    assert prepared.description["prompt"] == "find: "
+    named = write_columns(columns)
+    assert run(named, query_prompt="find: ").folder == run(named).folder
+
+
 def test_instruction_that_a_text_brings_is_not_added_twice(write_columns, run, decode):
     own = instruct("Say the same.", "hello")
     columns = {"query": [own, "bye"], "passage": [own, "bye"], "negative_1": ["no", "yes"], "negative_2": ["a", "b"]}
