@@ -21,6 +21,7 @@ from training.data.manifest import load_manifest, require_local, select_sources
 from training.data.mining.mining import Resources, mine
 from training.data.mining.search import SEARCHES, MiningOptions, bitext_sources
 from training.models.encoders import find_miner
+from training.models.rerankers import find_reranker
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,11 +39,13 @@ def make_parser() -> argparse.ArgumentParser:
         kind = {"action": BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
         group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
 
+    group.add_argument("--reranker", help="any CrossEncoder, a folder or a Hub name; it refuses what it scores too high")
+
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
     group.add_argument("--bitext", nargs="+", help="sources of translations (default: all symmetric retrieval sources)")
     group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
-    group = parser.add_argument_group("model")
+    group = parser.add_argument_group("model (data type, batch size and code hold for the reranker, too)")
     group.add_argument("--max-length", type=int, help="maximum tokens per text")
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
@@ -79,7 +82,9 @@ def _run(arguments: argparse.Namespace) -> None:
     resources = Resources(arguments.cache, arguments.max_corpus_in_memory, arguments.search, executor)
     others = [source for source in sources if source not in chosen]
     guard = {"bitext": [] if arguments.no_guard else bitext, "others": others}
-    miner = find_miner(arguments.model, **model)
+    miner, shared = find_miner(arguments.model, **model), ("dtype", "batch_size", "trust_remote_code")
+    if arguments.reranker:
+        guard["reranker"] = find_reranker(arguments.reranker, **{key: given[key] for key in shared})
     mine(chosen, miner, arguments.output, options, **guard, resources=resources, manifest=arguments.manifest)
 
 
