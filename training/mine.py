@@ -38,8 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         option, default = f"--{each.name.replace('_', '-')}", each.default
         kind = {"action": BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
         group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
-
-    group.add_argument("--reranker", help="any CrossEncoder, a folder or a Hub name; it refuses what it scores too high")
+    group.add_argument("--reranker", help="CrossEncoder that refuses candidates: a folder or a Hub name")
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
     group.add_argument("--bitext", nargs="+", help="sources of translations (default: all symmetric retrieval sources)")

@@ -81,3 +81,8 @@ def _load_reranker(reranker: Reranker) -> CrossEncoder:
             reason = "it needs code that comes with it, which does not run by default; use a reranker that needs none"
         raise UserError(f"reranker {reranker.model!r} cannot be used: {reason}; name a CrossEncoder") from None
     return model
+
+
+def forget_reranker() -> None:
+    """Free the memory of the reranker that this process has loaded."""
+    _load_reranker.cache_clear()

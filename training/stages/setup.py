@@ -32,6 +32,7 @@ from training.models.loading import load_tokenizer, load_whole_model, source_tex
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts
+from training.stages.mining import mine_negatives
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
 
@@ -110,7 +111,11 @@ def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources")
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed, args.mapping("builder_options"))
-    sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)
+    manifest, data_dir = Path(args.manifest), args.data_dir
+    if args.mine and not args.prunes:
+        manifest = mine_negatives(args, manifest, data_dir)
+        data_dir = data_dir if manifest == Path(args.manifest) else None
+    sources = load_manifest(manifest, data_dir, args.manifest_stage)
     selected = select_sources(sources, args.sources, args.task_types)
     check_contrasts(args, selected)
     caps = [[cap for cap in (source.cap, args.cap_of(source.name)) if cap is not None] for source in selected]
