@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from modeling_f2llm import build_sentence_transformer
-from tests.training.data.mining.mining_helpers import save_reranker
-from tests.training.recipes import NO_NEW_MODEL, error_of, killed, only_stage, write_single_stage
+from tests.training.data.mining.mining_helpers import random_vectors, save_reranker, save_vectors
+from tests.training.recipes import _COLOURS, _NAMES, NO_NEW_MODEL, error_of, killed, only_stage, write_single_stage
 from training.config.recipe import load_recipe
 from training.data.manifest import load_manifest
 from training.run_stage import main
@@ -33,7 +33,7 @@ def recipe(tmp_path, start):
 
     def write(own=0, rows=None, **keys):
         keys = {"model": start, **NO_NEW_MODEL, "mine": True, "max_steps": 2, "save_steps": 1, **keys}
-        path = write_single_stage(tmp_path, eval_strategy="no", task_types=None, **keys)
+        path = write_single_stage(tmp_path, **{"eval_strategy": "no", "task_types": None, **keys})
         file = tmp_path / "data/retrieval.parquet"
         table = pq.read_table(file).select(["query", "passage", *(f"negative_{k}" for k in range(1, own + 1))])
         pq.write_table(table[:rows], file)
@@ -47,7 +47,9 @@ def mined(tmp_path):
 
 
 def test_pairs_are_mined_trained_and_resumed(recipe, tmp_path, monkeypatch):
-    path = recipe()
+    names, colours = (random_vectors(words, 16, seed) for seed, words in enumerate((_NAMES, _COLOURS)))
+    vectors = {**colours, **names, **{f"{name},": vector for name, vector in names.items()}}
+    path = recipe(miner=str(save_vectors(tmp_path / "miner", vectors)))
     assert main([str(path), "--dry-run"]) == 0
     first = mined(tmp_path)
     # The 24 that mine.py finds, of which a row may have fewer; all rows stay.

@@ -50,7 +50,8 @@ def read_output(output, name="pairs"):
 
 
 def negatives_of(row):
-    return [text for column, text in row.items() if column.startswith("negative_") and text is not None]
+    texts = {column: text for column, text in row.items() if column.removeprefix("negative_").isdecimal()}
+    return [text for text in texts.values() if text is not None]
 
 
 @contextmanager
