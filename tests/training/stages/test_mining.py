@@ -14,6 +14,7 @@ import yaml
 from modeling_f2llm import build_sentence_transformer
 from tests.training.data.mining.mining_helpers import random_vectors, save_reranker, save_vectors
 from tests.training.recipes import _COLOURS, _NAMES, NO_NEW_MODEL, error_of, killed, only_stage, write_single_stage
+from training.config.arguments import StageArguments
 from training.config.recipe import load_recipe
 from training.data.manifest import load_manifest
 from training.run_stage import main
@@ -91,6 +92,13 @@ def test_only_sources_that_lack_negatives_are_mined(recipe, tmp_path, start):
     pq.write_table(table.set_column(4, "negative_3", column), file)
     arguments = only_stage(load_recipe(tmp_path / "single.yaml"))
     assert mine_negatives(arguments, manifest) != manifest
+
+
+def test_only_the_process_that_saves_mines(recipe, tmp_path, monkeypatch):
+    arguments, manifest = only_stage(load_recipe(recipe())), tmp_path / "data/manifest.yaml"
+    monkeypatch.setattr(StageArguments, "should_save", False)
+    assert mine_negatives(arguments, manifest) == tmp_path / "run/mined/manifest.yaml"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_small_corpus_is_left_and_an_earlier_source_forgotten(recipe, tmp_path):
