@@ -59,11 +59,8 @@ def test_pairs_are_mined_trained_and_resumed(recipe, tmp_path, monkeypatch):
     sources = load_manifest(tmp_path / "run/mined/manifest.yaml")
     given = load_manifest(tmp_path / "data/manifest.yaml")
     assert [each.name for each in sources] == [each.name for each in given]
-    assert [each.files[0].samefile(was.files[0]) for each, was in zip(sources, given, strict=True)] == [
-        False,
-        True,
-        True,
-    ]
+    same = [each.files[0].samefile(was.files[0]) for each, was in zip(sources, given, strict=True)]
+    assert same == [False, True, True]
     # What was mined is found again, by a run that is killed, and by its continuation.
     monkeypatch.setattr("training.data.mining.mining.MiningTasks.run", None)
     killed(path, 1)
