@@ -23,6 +23,7 @@ from training.data.mining.mining import Resources, mine
 from training.data.mining.search import SEARCHES, MiningOptions, bitext_sources
 from training.models.devices import choose_devices, with_all_processes
 from training.models.encoders import find_miner
+from training.models.rerankers import find_reranker
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -39,12 +40,13 @@ def make_parser() -> argparse.ArgumentParser:
         option, default = f"--{each.name.replace('_', '-')}", each.default
         kind = {"action": BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
         group.add_argument(option, default=default, help=f"{each.metadata['help']} (%(default)s)", **kind)
+    group.add_argument("--reranker", help="CrossEncoder that refuses candidates: a folder or a Hub name")
 
     group = parser.add_argument_group("cross-lingual guard: a translation of the positive or query is never a negative")
     group.add_argument("--bitext", nargs="+", help="sources of translations (default: all symmetric retrieval sources)")
     group.add_argument("--no-guard", action="store_true", help="treat no pairs as translations")
 
-    group = parser.add_argument_group("model")
+    group = parser.add_argument_group("model (data type, batch size and code hold for the reranker, too)")
     group.add_argument("--max-length", type=int, help="maximum tokens per text")
     group.add_argument("--truncate-dim", type=int, help="leading dimensions used")
     group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
@@ -87,7 +89,9 @@ def _run(arguments: argparse.Namespace) -> None:
     devices = choose_devices(arguments.devices) if one_worker else ()
     others = [source for source in sources if source not in chosen]
     guard = {"bitext": [] if arguments.no_guard else bitext, "others": others}
-    miner = find_miner(arguments.model, **model, devices=devices)
+    miner, shared = find_miner(arguments.model, **model, devices=devices), ("dtype", "batch_size", "trust_remote_code")
+    if arguments.reranker:
+        guard["reranker"] = find_reranker(arguments.reranker, **{key: given[key] for key in shared})
     mine(chosen, miner, arguments.output, options, **guard, resources=resources, manifest=arguments.manifest)
 
 

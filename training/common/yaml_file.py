@@ -20,7 +20,7 @@ import yaml
 from training.common.errors import UserError, in_one_line
 
 RULE = "a relative path starts at its file's folder; a model's, if nothing is there, at the working directory"
-_MODELS = ("model", "teacher", "tokenizer", "importance")
+_MODELS = ("model", "teacher", "tokenizer", "importance", "miner", "reranker")
 _READ = ("manifest", "data_dir", "evaluation_pairs", "evaluation_candidates", "fsdp_config", "deepspeed", *_MODELS)
 # Files, folders or names of the Hub.
 _DATA = ("data", "elsewhere", "replay_data")

@@ -97,6 +97,9 @@ class StageArguments(LoraArguments, TrainingArguments):
     prepared_dir: str | None = path(None, "Folder of tokenised sources, or a stage; default: OUTPUT_DIR/prepared.")
     executor: str | None = path(None, "Where data is prepared: local, ray, slurm or jobs; or JSON with its arguments.")
     on_bad_row: str = learnt("error", "Bad rows: error stops, quarantine sets them aside.", choices=ON_BAD_ROW)
+    mine: bool = learnt(False, "Mine hard negatives before training, where rows have fewer than are drawn.")
+    miner: str | None = path(None, "Folder, Hub name or earlier stage that finds them; default: 'model'.")
+    reranker: str | None = path(None, "CrossEncoder, a folder or a Hub name, that refuses false negatives.")
 
     # Text
     tokenizer: str | None = path(None, "Name or folder of a tokenizer, or 'train'; the model's own if left out.")

@@ -26,7 +26,7 @@ from training.config.arguments import StageArguments, check_given
 
 # Keys that may name an earlier stage, and what of its folder they then mean.
 _MADE_BY_STAGES = {
-    **dict.fromkeys(("model", "teacher", "tokenizer"), FINAL_MODEL),
+    **dict.fromkeys(("model", "teacher", "tokenizer", "miner"), FINAL_MODEL),
     **{"importance": "", "prepared_dir": "prepared"},
 }
 # Every key with its type, as written.
@@ -267,7 +267,7 @@ class Input(NamedTuple):
 def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
     """Look for what a stage reads: on disk, then among the stages of its recipe and of the recipes beside it."""
     found = []
-    for key in ("model", "teacher", "tokenizer", "importance"):
+    for key in ("model", "teacher", "tokenizer", "importance", "miner", "reranker"):
         name = getattr(stage.arguments, key)
         if (
             name is None

@@ -215,9 +215,9 @@ class Miner:
         _encoder.cache_clear()
 
 
-def find_miner(model: str, **options: Any) -> Miner:
-    """Find a model and pin its revision, without loading it."""
-    found = resolve(model, "--model")
+def find_miner(model: str, key: str = "--model", **options: Any) -> Miner:
+    """Find a model and pin its revision, without loading it; ``key`` is what the user gave it as."""
+    found = resolve(model, key)
     miner = Miner(found.place, found.identity, **options)
     for name in ("max_length", "truncate_dim", "batch_size"):
         if (value := getattr(miner, name)) is not None and value < 1:
@@ -249,3 +249,8 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
             raise UserError(f"{what}; give --max-length {most}")
         model.max_seq_length = miner.max_length
     return model
+
+
+def forget_miner() -> None:
+    """Free the memory of the miner that this process has loaded."""
+    _load_miner.cache_clear()

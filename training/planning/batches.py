@@ -34,6 +34,9 @@ class SourceSizes(NamedTuple):
 
 def why_not_local(args: StageArguments) -> str | None:
     """Return why the stage's data cannot be prepared without fetching it; remote folders are not listed."""
+    for name in (args.miner or args.model, args.reranker) if args.mine and not args.prunes else ():
+        if name is not None and not Path(name).exists():
+            return f"{name}, which mines its hard negatives, is not on this machine"
     # A builder can make its data.
     if args.manifest is None or args.builder is not None:
         return None

@@ -98,8 +98,6 @@ def build_own_data(args: StageArguments) -> Path:
 
 def add_replay(args: StageArguments, manifest: Path) -> Path:
     """Return a manifest with the sources to replay as well, capped so that these have their share of the rows."""
-    if not args.replay:
-        return manifest
     folder, mixed = Path(args.output_dir), Path(args.output_dir) / MIXED
     other = folder / (REPLAY if args.replay_data else CLDR) / MANIFEST
     own, replayed = read_manifest(manifest).entries, read_manifest(other).entries

@@ -31,8 +31,9 @@ from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
-from training.stages.own_data import add_replay, build_own_data
 from training.models.saved_prompts import choose_prompts, default_query_prompt
+from training.stages.mining import mine_negatives
+from training.stages.own_data import add_replay, build_own_data
 from training.trainer.batches import batch_sampler, epoch_line
 from training.trainer.stopping import EarlyStopping
 from training.trainer.trainer import F2LLMTrainer
@@ -120,13 +121,17 @@ def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:
 
 def read_sources(args: StageArguments) -> tuple[list[Source], list[Source]]:
     """Return all sources of the manifest, and those of this stage, which must have something to teach."""
-    if args.data:
-        add_replay(args, build_own_data(args))
     if args.manifest is None:
         raise UserError("key 'manifest' is missing; give the YAML file that lists the sources, or files as 'data'")
     if args.builder is not None:
         build(args.builder, Path(args.manifest).parent, args.seed, args.mapping("builder_options"))
-    sources = load_manifest(args.manifest, args.data_dir, args.manifest_stage)
+    manifest, data_dir = build_own_data(args) if args.data else Path(args.manifest), args.data_dir
+    if args.mine and not args.prunes:
+        found, manifest = manifest, mine_negatives(args, manifest, data_dir)
+        data_dir = data_dir if manifest == found else None
+    if args.replay:
+        manifest = add_replay(args, manifest)
+    sources = load_manifest(manifest, data_dir, args.manifest_stage)
     selected = select_sources(sources, args.sources, args.task_types)
     check_contrasts(args, selected)
     caps = [[cap for cap in (source.cap, args.cap_of(source.name)) if cap is not None] for source in selected]

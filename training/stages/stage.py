@@ -40,6 +40,7 @@ from training.pruning.plan import make_plan, pruned_config
 from training.pruning.pruning import apply_plan
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
+from training.stages.mining import MINED
 from training.stages.own_data import OWN_NAMES, answer, compares, score_start
 from training.stages.setup import find_models, make_model, make_tokenizer, prepare_sources, read_sources, set_up
 from training.trainer.saving import GO_ON, checkpoint_to_resume, writing
@@ -51,7 +52,7 @@ logger = logging.getLogger("training")
 _PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
 # What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
-_PREPARATIONS |= {f".{FINAL_MODEL}.lock", IMPORTANCE_FILE, _PLAN, _VOCABULARY}
+_PREPARATIONS |= {f".{FINAL_MODEL}.lock", IMPORTANCE_FILE, _PLAN, _VOCABULARY, MINED, f".{MINED}.lock"}
 # The draw of texts that calibrate, and tokens of a pass over them.
 _CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
@@ -154,7 +155,7 @@ def run_stage(
 
 def _check_paths(args: StageArguments) -> None:
     """Refuse to write where the stage reads: into a model's folder, or into that of the data."""
-    models = [Path(name) for name in (args.model, args.teacher) if name is not None]
+    models = [Path(name) for name in (args.model, args.teacher, args.miner, args.reranker) if name is not None]
     outputs = {"output_dir": args.output_dir, "prepared_dir": args.prepared_folder}
     if args.teacher_cache_dir:
         outputs["teacher_cache_dir"] = args.teacher_cache_dir

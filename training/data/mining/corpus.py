@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -14,6 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from training.common.errors import UserError
 from training.common.outputs import check_file, locked, whole_file, write_whole
@@ -48,12 +51,12 @@ class Numbered(NamedTuple):
     """The texts of one side of a source, numbered in the order of their first occurrence."""
 
     ids: Ids  # (texts,)
-    numbers: NDArray[np.int64]  # (rows,) number of each row's text
-    first: NDArray[np.int64]  # (texts,) rows of first occurrence, ascending
+    numbers: NDArray[np.int64]  # (pairs,) number of each pair's text
+    first: NDArray[np.int64]  # (texts,) pairs of first occurrence, ascending
 
 
 def numbered(ids: Ids) -> Numbered:
-    """Number the distinct ids among those of all rows."""
+    """Number the distinct ids among those of all pairs."""
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return Numbered(ids[first[order]], np.argsort(order)[inverse], first[order])
@@ -67,24 +70,76 @@ def find(ids: Ids, among: Ids) -> NDArray[np.int64]:
     return np.where(among[at] == ids, at, -1)
 
 
-def read_ids(files: Iterable[SourceFile], ids_of: Callable[[Iterable[str]], Ids]) -> dict[str, Ids]:
-    """Read and check files, and return the ids of all their rows by side."""
-    read: dict[str, list[Ids]] = {side: [np.zeros(0, dtype=ID)] for side in SIDES}
-    for file in files:
-        for batch in PublishedFile(file).batches(_BATCH_ROWS, raw=True):
-            for side, parts in read.items():
-                parts.append(ids_of(batch.columns[side]))
-    return {side: np.concatenate(parts) for side, parts in read.items()}
+class PairBatch(NamedTuple):
+    """Each query of some rows with each of its positives, in the order of rows, then of columns."""
+
+    query: list[str]
+    passage: list[str]
+    document: list[str | None]  # the id that the data gives the passage
+    first: list[bool]  # whether a row starts here
+
+
+def pair_batches(files: Iterable[SourceFile], raw: bool = False) -> Iterator[PairBatch]:
+    """Read and check files. Queries come without instructions if ``raw``."""
+    for path in files:
+        file = PublishedFile(path)
+        more = [name for name in file.schema.names if re.fullmatch(r"positive_\d+", name)]
+        columns = ["passage", *sorted(more, key=lambda name: int(name.removeprefix("positive_")))]
+        names = {*more, *(f"{name}_id" for name in columns)}
+        further = [name for name in file.schema.names if name in names]
+        rest = chain.from_iterable(map(pa.RecordBatch.to_pylist, file.further_columns(further) if further else ()))
+        for batch in file.batches(_BATCH_ROWS, raw=raw):
+            rows = list(islice(rest, len(batch))) if further else [{}] * len(batch)
+            found = [
+                (query, text, row.get(f"{name}_id"), name == "passage")
+                for query, passage, row in zip(batch.columns["query"], batch.columns["passage"], rows, strict=True)
+                for name in columns
+                if (text := passage if name == "passage" else row[name]) is not None
+            ]
+            yield PairBatch(*map(list, zip(*found, strict=True)))
+
+
+class PairIds(NamedTuple):
+    """What is known of all pairs of queries and positives; several positives of a row are several pairs."""
+
+    query: Ids  # (pairs,)
+    passage: Ids  # (pairs,)
+    document: Ids  # (pairs,) of the id that the data gives the passage; empty without one
+    first: NDArray[np.bool_]  # (pairs,) whether a row starts here
+
+
+def read_ids(files: Iterable[SourceFile], ids_of: Callable[[Iterable[str]], Ids]) -> PairIds:
+    """Read and check files, and return the ids of their texts and documents."""
+    parts = [PairIds(*np.zeros((3, 0), dtype=ID), np.zeros(0, dtype=bool))]
+    for batch in pair_batches(files, raw=True):
+        named = np.array([name is not None for name in batch.document])
+        document = np.zeros(len(named), dtype=ID)
+        document[named] = text_ids(name for name in batch.document if name is not None)
+        parts.append(PairIds(ids_of(batch.query), ids_of(batch.passage), document, np.array(batch.first)))
+    return PairIds(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def join_documents(form: NDArray[np.int64], passage_form: NDArray[np.int64], document: Ids) -> NDArray[np.int64]:
+    """Return the numbers of forms, ``(texts,)``, equal for the forms of one document.
+
+    Passages with these forms, ``(pairs,)``, have the ids of documents ``(pairs,)``, which are empty without one.
+    """
+    named = document != b""
+    if not named.any():
+        return form
+    number = np.unique(document[named], return_inverse=True)[1] + form.max() + 1
+    graph = coo_array((np.ones(len(number), dtype=bool), (passage_form[named], number)), shape=(number.max() + 1,) * 2)
+    return connected_components(graph, directed=False)[1].astype(np.int64)[form]
 
 
 def distinct_texts(source: Source, side: str, first: NDArray[np.int64]) -> Iterator[str]:
-    """Yield the texts of one side in the rows ``first`` (ascending)."""
-    row = 0
-    for path in source.files:
-        for batch in PublishedFile(path).batches(_BATCH_ROWS):
-            own = first[np.searchsorted(first, row) : np.searchsorted(first, row + len(batch))]
-            yield from (batch.columns[side][position] for position in (own - row).tolist())
-            row += len(batch)
+    """Yield the texts of one side in the pairs ``first`` (ascending)."""
+    pair = 0
+    for batch in pair_batches(source.files):
+        texts = getattr(batch, side)
+        own = first[np.searchsorted(first, pair) : np.searchsorted(first, pair + len(texts))]
+        yield from (texts[position] for position in (own - pair).tolist())
+        pair += len(texts)
 
 
 class TextStore:

@@ -11,15 +11,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
@@ -27,10 +27,11 @@ from tqdm.auto import tqdm
 from training.common.errors import UserError
 from training.common.executor import Executor, Phase, run_phases
 from training.common.outputs import check_output, clear_partials, locked, write_whole
-from training.data.cleaning.normalise import normalise
 from training.data.manifest import MANIFEST, Source, read_manifest, write_manifest
 from training.data.mining import corpus
+from training.data.mining.rows import mined_rows
 from training.data.mining.search import (
+    RERANKER,
     RULES,
     MiningOptions,
     Nearest,
@@ -41,8 +42,9 @@ from training.data.mining.search import (
     choose_search,
     merge,
     pair_scores,
+    rerank,
 )
-from training.data.published import PublishedFile, rows_table, write_parquet
+from training.data.published import write_parquet
 from training.data.storage import identity
 
 logger = logging.getLogger(__name__)
@@ -50,12 +52,11 @@ logger = logging.getLogger(__name__)
 REPORT = "mining.json"
 _EMBEDDINGS, _WORK = "embeddings", ".work"
 # Increase it when the same input gives other negatives than before.
-_FORMAT = 4
-# Queries whose candidates are in memory together.
-BLOCK_QUERIES = 16_384
+_FORMAT = 5
+# Queries whose candidates are in memory together, and whose results a killed run keeps; scores of a reranker cost more.
+BLOCK_QUERIES, RERANKED_QUERIES = 16_384, 2048
 # Positives whose scores are computed at once.
 _PAIRS = 1024
-_BATCH_ROWS = 8192
 # Tasks of a remote executor without a number of workers.
 _REMOTE_TASKS = 8
 
@@ -80,6 +81,7 @@ def mine(
     output: Path | str,
     options: MiningOptions | None = None,
     *,
+    reranker: Any = None,
     bitext: Sequence[Source] = (),
     others: Sequence[Source] = (),
     resources: Resources | None = None,
@@ -90,13 +92,15 @@ def mine(
     The output folder gets one parquet file per source, ``manifest.yaml`` and ``mining.json``. Finished, unchanged
     sources are not mined again, and other sources in the folder stay. A killed run continues where it was.
 
-    ``miner`` is a model from :func:`training.models.encoders.find_miner`. The pairs of ``bitext`` sources are
+    ``miner`` is a model from :func:`training.models.encoders.find_miner`, ``reranker`` one from
+    :func:`training.models.rerankers.find_reranker` or None. The pairs of ``bitext`` sources are
     translations, which are never negatives of each other. ``others`` are listed in the new manifest, not mined.
     """
     options, resources, output = options or MiningOptions(), resources or Resources(), Path(output).resolve()
     cache, search = Path(resources.cache or output / _EMBEDDINGS).resolve(), choose_search(resources.search)
     reads = [file for source in (*sources, *bitext, *others) for file in source.files if isinstance(file, Path)]
-    reads += [Path(miner.model), *([manifest] if manifest else [])]
+    models = [miner, *([reranker] if reranker else [])]
+    reads += [*(Path(each.model) for each in models), *([manifest] if manifest else [])]
     check_output(output, reads)
     check_output(cache, reads, option="--cache")
     with locked(output), closing(miner):
@@ -108,8 +112,9 @@ def mine(
             # A file keeps its identity when its folder moves.
             return {**asdict(source), "files": [identity(file, cache / ".hashes") for file in source.files]}
 
-        settings = [_FORMAT, miner.made_by(), asdict(options), list(map(described, bitext))]
-        left: list[tuple[Source, str, dict[str, corpus.Numbered]]] = []
+        settings = [_FORMAT, [each.made_by() for each in models], asdict(options), list(map(described, bitext))]
+        left: list[tuple[Source, str, corpus.PairIds, MiningOptions]] = []
+        small: list[Source] = []
         for source in sources:
             made_by = json.dumps([*settings, described(source)], sort_keys=True, default=str)
             fingerprint = blake2b(made_by.encode(), digest_size=16).hexdigest()
@@ -117,48 +122,66 @@ def mine(
             missing = entry["kept"] and not (output / f"{source.name}.parquet").is_file()
             if entry["fingerprint"] != fingerprint or missing:
                 # Checked before any work: a long run must not fail at its last source.
-                ids = corpus.read_ids(source.files, corpus.text_ids)
-                rows = {side: corpus.numbered(ids[side]) for side in corpus.SIDES}
-                if (passages := len(rows["passage"].ids)) < options.top:
+                ids, fitting = corpus.read_ids(source.files, corpus.text_ids), options
+                if (passages := len(np.unique(ids.passage))) < options.top:
                     fault = f"its {passages} distinct passages are fewer than top {options.top}"
-                    raise UserError(f"source {source.name!r}: {fault}; lower --top or leave it out of --sources")
-                left.append((source, fingerprint, rows))
+                    if not options.fit:
+                        remedy = "lower --top, add --fit or leave it out of --sources"
+                        raise UserError(f"source {source.name!r}: {fault}; {remedy}")
+                    # One of them is the positive.
+                    if passages - 1 <= options.skip:
+                        logger.info("%s: is not mined: %d passages, of which skip leaves none", source.name, passages)
+                        report.pop(source.name, None)
+                        small.append(source)
+                        continue
+                    fitting = replace(options, top=passages)
+                left.append((source, fingerprint, ids, fitting))
         translations = Translations(bitext if left else [])
         # Each worker loads the model: one per core would not fit. Workers may run in another folder.
         workers = resources.executor.workers or (1 if resources.executor.name == "local" else None)
-        model = Path(miner.model)
-        for source, fingerprint, rows in left:
-            numbers = rows["query"].numbers
+        miner, reranker = map(_anywhere, (miner, reranker))
+        for source, fingerprint, ids, fitting in left:
+            texts = {side: corpus.numbered(getattr(ids, side)) for side in corpus.SIDES}
+            numbers = texts["query"].numbers
             tasks = MiningTasks(
                 source=source,
                 folder=output / _WORK / source.name / fingerprint,
                 cache=cache,
-                miner=replace(miner, model=str(model.resolve())) if model.is_dir() else miner,
-                options=options,
+                miner=miner,
+                reranker=reranker,
+                options=fitting,
                 # Positives are among the nearest, as in mine_hard_negatives.
-                window=options.top + int(np.bincount(numbers).max()),
+                window=fitting.top + int(np.bincount(numbers).max()),
                 shard_texts=resources.max_corpus_in_memory,
                 search=search,
                 tasks=workers or _REMOTE_TASKS,
             )
-            counts = tasks.run(rows, translations, replace(resources.executor, workers=workers))
+            counts = tasks.run(texts, ids.document, translations, replace(resources.executor, workers=workers))
             report[source.name] = {
-                **tasks.write(output / f"{source.name}.parquet", numbers),
+                **tasks.write(output / f"{source.name}.parquet", numbers[ids.first]),
                 **counts,
                 "model": miner.model,
                 "revision": miner.revision,
-                "options": asdict(options),
+                **({"reranker": {"model": reranker.model, "revision": reranker.revision}} if reranker else {}),
+                "options": asdict(fitting),
                 "fingerprint": fingerprint,
                 "manifest": {**asdict(source), "files": [f"{source.name}.parquet"]},
             }
             write_whole(output / REPORT, json.dumps({"sources": report}, indent=2) + "\n")
             shutil.rmtree(tasks.folder)
-            logger.info("%s: %d of %d rows kept", source.name, report[source.name]["kept"], len(numbers))
+            done = report[source.name]
+            logger.info("%s: %d of %d rows kept", source.name, done["kept"], done["rows"])
         stage_caps = read_manifest(manifest).stage_caps if manifest else {}
-        entries = _manifest_entries(output, report, sources, others, options.negatives)
+        mined = [source for source in sources if source not in small]
+        entries = _manifest_entries(output, report, mined, [*others, *small], options.negatives)
         write_manifest(output / MANIFEST, entries, stage_caps=stage_caps)
         shutil.rmtree(output / _WORK, ignore_errors=True)
     return {"sources": report}
+
+
+def _anywhere(model: Any) -> Any:
+    """Return a model with its folder as it is named in any working directory."""
+    return replace(model, model=str(Path(model.model).resolve())) if model and Path(model.model).is_dir() else model
 
 
 def _read_report(output: Path) -> dict[str, Any]:
@@ -179,7 +202,7 @@ def _manifest_entries(
 ) -> list[dict[str, Any]]:
     """Return the manifest's entries of all mined sources with rows and of the sources that were not mined."""
     empty = [source.name for source in sources if not report[source.name]["kept"]]
-    if len(empty) == len(sources):
+    if empty and len(empty) == len(sources):
         fault = f"no row of any source has {negatives} negatives (see {output / REPORT} for what refused them)"
         raise UserError(f"{fault}; raise --top, loosen the thresholds, lower --negatives or add --keep-short")
     for name in empty:
@@ -202,6 +225,7 @@ class MiningTasks:
     folder: Path  # texts, arrays by name and results, shared by all workers
     cache: Path  # folder of cached embeddings
     miner: Any  # a training.models.encoders.Miner
+    reranker: Any  # a training.models.rerankers.Reranker, or None
     options: MiningOptions
     window: int  # candidates per query that the rules see
     shard_texts: int  # passages whose embeddings are in memory together
@@ -209,11 +233,18 @@ class MiningTasks:
     tasks: int  # number of tasks that share the work
 
     def run(
-        self, rows: Mapping[str, corpus.Numbered], translations: Translations, executor: Executor
+        self,
+        texts: Mapping[str, corpus.Numbered],
+        documents: corpus.Ids,
+        translations: Translations,
+        executor: Executor,
     ) -> dict[str, Any]:
-        """Do what is left of the work; return how many texts were embedded and how many candidates were refused."""
+        """Do what is left of the work; return how many texts were embedded and how many candidates were refused.
+
+        ``documents`` are the ``(pairs,)`` ids of documents, empty without one.
+        """
         if not self._arrays.exists():
-            self._lay_out(rows, translations)
+            self._lay_out(texts, documents, translations)
         missing = np.concatenate([self._located(side).file for side in corpus.SIDES]) < 0
         phases = [Phase("embed", self.embed, self.tasks)] if missing.any() else []
         if not all(result.exists() for result in self._results()):
@@ -222,8 +253,9 @@ class MiningTasks:
         shutil.rmtree(self.folder / "tasks", ignore_errors=True)
         run_phases(phases, self.folder / "tasks", executor)
         refused = sum(corpus.load_arrays(result, "refused")[0] for result in self._results())
-        texts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
-        return {"texts": texts, "refused": dict(zip(RULES, refused.tolist(), strict=True))}
+        counts = {"embedded": int(missing.sum()), "cached": int((~missing).sum())}
+        rules = (*RULES, RERANKER) if self.reranker else RULES
+        return {"texts": counts, "refused": dict(zip(rules, refused.tolist(), strict=True))}
 
     @property
     def _arrays(self) -> Path:
@@ -232,21 +264,22 @@ class MiningTasks:
     def _texts(self, side: str) -> corpus.TextStore:
         return corpus.TextStore(self.folder / f"{side}.arrow")
 
-    def _lay_out(self, rows: Mapping[str, corpus.Numbered], translations: Translations) -> None:
+    def _lay_out(self, texts: Mapping[str, corpus.Numbered], documents: corpus.Ids, translations: Translations) -> None:
         """Write everything that tasks read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for side in corpus.SIDES:
-            texts = corpus.distinct_texts(self.source, side, rows[side].first)
-            corpus.TextStore.write(self.folder / f"{side}.arrow", texts)
+            written = corpus.distinct_texts(self.source, side, texts[side].first)
+            corpus.TextStore.write(self.folder / f"{side}.arrow", written)
+        query, passage = (texts[side].numbers for side in corpus.SIDES)
         forms = {side: corpus.form_ids(self._texts(side)) for side in corpus.SIDES}
         form = np.unique(np.concatenate([*forms.values()]), return_inverse=True)[1]
+        form = corpus.join_documents(form, form[len(forms["query"]) :][passage], documents)
         query_form, passage_form = np.split(form, [len(forms["query"])])
-        # The positives of a query are the passages of all rows whose query is a spelling of it, sorted by query.
-        query, passage = (rows[side].numbers for side in corpus.SIDES)
+        # The positives of a query are those of all rows whose query is a spelling of it, sorted by query.
         passages_of_form = csr_array((np.ones(len(query), dtype=bool), (query_form[query], passage)))
         corpus.save_arrays(
             self._arrays,
-            **{side: rows[side].ids for side in corpus.SIDES},
+            **{side: texts[side].ids for side in corpus.SIDES},
             query_form=query_form,
             query_group=translations.groups(forms["query"]),
             passage_form=passage_form,
@@ -285,21 +318,25 @@ class MiningTasks:
     def _results(self) -> list[Path]:
         """Return the file of each block of queries."""
         (ids,) = corpus.load_arrays(self._arrays, "query")
-        return [self.folder / f"negatives-{block:05d}.npz" for block in range(-(-len(ids) // BLOCK_QUERIES))]
+        return [self.folder / f"negatives-{block:05d}.npz" for block in range(-(-len(ids) // self._block))]
+
+    @property
+    def _block(self) -> int:
+        return min(BLOCK_QUERIES, RERANKED_QUERIES) if self.reranker else BLOCK_QUERIES
 
     def search_blocks(self, task: int) -> None:
         """Choose the negatives of every ``tasks``-th block of queries."""
         left = [(block, path) for block, path in enumerate(self._results()) if block % self.tasks == task]
-        left = [(block * BLOCK_QUERIES, path) for block, path in left if not path.exists()]
+        left = [(block * self._block, path) for block, path in left if not path.exists()]
         queries, passages = (self._located(side) for side in corpus.SIDES)
         names = ("pairs", "query_form", "query_group", "passage_form", "passage_group")
         (pair_query, pair_passage), form, group, passage_form, passage_group = corpus.load_arrays(self._arrays, *names)
         firsts = range(0, len(passages.file), self.shard_texts)
         shard: ShardIndex | None = None
-        total = sum(len(queries.file[start : start + BLOCK_QUERIES]) for start, _ in left) * len(firsts)
+        total = sum(len(queries.file[start : start + self._block]) for start, _ in left) * len(firsts)
         with self._bar(total, "search", "query", task) as bar:
             for start, path in left:
-                vectors = queries.read(start, start + BLOCK_QUERIES)
+                vectors = queries.read(start, start + self._block)
                 own = slice(start, start + len(vectors))
                 pairs = slice(*np.searchsorted(pair_query, [own.start, own.stop]).tolist())
                 owner, positive = pair_query[pairs] - start, pair_passage[pairs]
@@ -316,46 +353,22 @@ class MiningTasks:
                         texts = shard.vectors[positive[some] - first]
                         score[some] = pair_scores(vectors[owner[some]], texts[:, None])[:, 0]
                 relations = Relations(form[own], group[own], owner, positive, score, passage_group, passage_form)
-                negatives, refused = choose_negatives(nearest[0], relations, self.options)
+                pool = self.options.negatives * (self.options.reranker_pool if self.reranker else 1)
+                negatives, refused = choose_negatives(nearest[0], relations, self.options, pool)
+                if self.reranker:
+                    score = partial(self._rerank_scores, start)
+                    negatives, refused[RERANKER] = rerank(negatives, owner, positive, score, self.options)
                 corpus.save_arrays(path, negatives=negatives, refused=np.array([*refused.values()]))
+
+    def _rerank_scores(self, start: int, query: NDArray[np.int64], passage: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the reranker's ``(n,)`` scores of queries, numbered from ``start``, with passages."""
+        texts = (self._texts("query").take(query + start), self._texts("passage").take(passage))
+        return self.reranker.scores(*(each.tolist() for each in texts))
 
     def write(self, path: Path, numbers: NDArray[np.int64]) -> dict[str, int]:
         """Write the rows, whose queries have these ``(rows,)`` numbers, with all columns; return how many there are."""
         mined = np.concatenate([corpus.load_arrays(result, "negatives")[0] for result in self._results()])
-        files, passages = list(map(PublishedFile, self.source.files)), self._texts("passage")
-        others: dict[str, pa.DataType] = {}
-        for file in files:
-            known = {*corpus.SIDES, *file.negatives, *others}
-            others |= {field.name: field.type for field in file.schema if field.name not in known}
-
-        def tables() -> Iterator[pa.Table]:
-            row = 0
-            for file in files:
-                names = [] if self.options.replace else file.negatives
-                for batch in file.record_batches(_BATCH_ROWS, all_columns=True):
-                    texts = passages.take(mined[numbers[row : row + len(batch)]])
-                    row += len(batch)
-                    own = batch.select(names).to_pylist()
-                    negatives = [_fill(row.values(), more) for row, more in zip(own, texts, strict=True)]
-                    kept = [i for i, each in enumerate(negatives) if self.options.keep_short or each[-1] is not None]
-                    if not kept:
-                        continue
-                    columns = list(zip(*(negatives[row] for row in kept), strict=True))
-                    batch = batch.take(pa.array(kept))
-                    table = rows_table(*(batch.column(side).to_pylist() for side in corpus.SIDES), columns)
-                    for name, kind in others.items():
-                        there = name in batch.schema.names
-                        column = batch.column(name).cast(kind) if there else pa.nulls(len(batch), kind)
-                        table = table.append_column(name, column)
-                    yield table
-
-        kept = write_parquet(path, tables())
+        passages = self._texts("passage")
+        tables = mined_rows(self.source.files, lambda rows: passages.take(mined[numbers[rows]]), self.options)
+        kept = write_parquet(path, tables)
         return {"rows": len(numbers), "kept": kept, "dropped": len(numbers) - kept}
-
-
-def _fill(own: Iterable[str | None], mined: NDArray[np.object_]) -> list[str | None]:
-    """Return a row's own negatives, then mined ones that are not spellings of them, then None."""
-    texts = dict.fromkeys(text for text in own if text is not None)
-    forms = set(map(normalise, texts))
-    texts |= dict.fromkeys(text for text in mined if text is not None and not (forms and normalise(text) in forms))
-    return [*texts, *[None] * len(mined)][: len(mined)]

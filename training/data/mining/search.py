@@ -21,6 +21,8 @@ from training.data.mining.corpus import Ids, find, form_ids, read_ids
 SEARCHES = ("auto", "faiss", "torch")
 # A candidate that several rules refuse counts for the first.
 RULES = ("positive", "same_text", "translation", "score", "relative", "repeated")
+# The rule after all of these and the skipped candidates, if there is a reranker.
+RERANKER = "reranker"
 # Candidates proposed in addition to those that are asked for: the scores of all are computed again.
 _SPARE = 32
 # Numbers in memory at once besides the passages: 256 MiB in fp32.
@@ -100,8 +102,8 @@ class Translations:
     """Groups of texts that bitext sources pair, directly or by a chain of pairs, in any spelling."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        sides = read_ids([file for source in sources for file in source.files], form_ids).values()
-        self._ids, ends = np.unique(np.concatenate([*sides]), return_inverse=True)
+        ids = read_ids([file for source in sources for file in source.files], form_ids)
+        self._ids, ends = np.unique(np.concatenate([ids.query, ids.passage]), return_inverse=True)
         pairs = (np.ones(len(ends) // 2, dtype=bool), tuple(ends.reshape(2, -1)))
         graph = coo_array(pairs, shape=(len(self._ids),) * 2)
         groups = connected_components(graph, directed=False)[1] if sources else []
@@ -129,14 +131,19 @@ class MiningOptions:
     keep_short: bool = _option(False, "keep rows with fewer negatives")
     replace: bool = _option(False, "drop the negatives that rows already have")
     instruction: bool = _option(True, "embed queries with their source's instruction, not the model's own prompt")
+    reranker_relative: float = _option(0.95, "the reranker scores negatives below this share of the lowest positive")
+    reranker_pool: int = _option(4, "candidates that the reranker may score for each negative that is wanted")
+    fit: bool = _option(False, "lower top and negatives for a small corpus; leave out a source without any candidate")
 
     def __post_init__(self) -> None:
         fits = {
-            "top": (self.top >= self.skip + self.negatives, "at least skip + negatives"),
+            "top": (self.fit or self.top >= self.skip + self.negatives, "at least skip + negatives"),
             "skip": (self.skip >= 0, "at least 0"),
             "negatives": (self.negatives >= 1, "at least 1"),
             "max_score": (-1 <= self.max_score <= 1.01, "a cosine, -1 to 1, or 1.01 for no limit"),
             "relative": (0 < self.relative <= 2, "above 0 and at most 2"),
+            "reranker_relative": (0 < self.reranker_relative <= 2, "above 0 and at most 2"),
+            "reranker_pool": (self.reranker_pool >= 1, "at least 1"),
         }
         for name, (fit, expected) in fits.items():
             if not fit:
@@ -156,24 +163,74 @@ class Relations(NamedTuple):
 
 
 def choose_negatives(
-    nearest: Nearest, relations: Relations, options: MiningOptions
+    nearest: Nearest, relations: Relations, options: MiningOptions, wanted: int | None = None
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Apply the rules in the order of ``sentence_transformers.util.mine_hard_negatives``, then skip, then take.
 
-    Returns ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many candidates
-    each of ``RULES`` refused.
+    Returns ``(queries, wanted)`` numbers of passages, -1 where there are too few, and how many candidates each of
+    ``RULES`` refused; ``wanted`` is ``options.negatives`` if left out.
     """
     refused, counts = np.zeros(nearest.texts.shape, dtype=bool), {}
     for rule, refuses in zip(RULES, _rules(nearest, relations, options), strict=True):
         counts[rule] = int((refuses & ~refused).sum())
         refused |= refuses
-    # The candidates that are left, numbered from 0 along each row.
-    position = np.cumsum(~refused, axis=1) - 1
-    chosen = ~refused & (position >= options.skip) & (position < options.skip + options.negatives)
-    row, column = np.nonzero(chosen)
-    negatives = np.full((len(nearest.texts), options.negatives), -1, dtype=np.int64)
-    negatives[row, position[row, column] - options.skip] = nearest.texts[row, column]
-    return negatives, counts
+    return _take(nearest.texts, ~refused, wanted or options.negatives, options.skip), counts
+
+
+def rerank(
+    candidates: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    positive: NDArray[np.int64],
+    score: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]],
+    options: MiningOptions,
+) -> tuple[NDArray[np.int64], int]:
+    """Take of each query's candidates, in their order, the first that a reranker does not take for a positive.
+
+    Args:
+        candidates: ``(queries, pool)`` numbers of passages, -1 after the last one.
+        owner: ``(pairs,)`` positions of queries.
+        positive: ``(pairs,)`` numbers of their positives.
+        score: Maps ``(n,)`` positions of queries and ``(n,)`` numbers of passages to ``(n,)`` scores.
+        options: ``negatives`` are wanted. A candidate must score below the share ``reranker_relative`` of the lowest
+            positive: TopK-PercPos of NV-Retriever (https://arxiv.org/abs/2407.15831), with another model's scores.
+
+    Returns:
+        ``(queries, options.negatives)`` numbers of passages, -1 where there are too few, and how many were refused.
+    """
+    limit = _share(_lowest(len(candidates), owner, score(owner, positive)), options.reranker_relative)
+    column, good, refused = np.arange(candidates.shape[1]), np.zeros(candidates.shape, dtype=bool), 0
+    seen = np.zeros((len(candidates), 1), dtype=np.int64)
+    while True:
+        # Of each query as many as it still lacks, so that few are scored in vain.
+        until = seen + options.negatives - good.sum(axis=1, keepdims=True)
+        query, at = np.nonzero((column >= seen) & (column < until) & (candidates >= 0))
+        if not len(query):
+            return _take(candidates, good, options.negatives), refused
+        good[query, at] = score(query, candidates[query, at]) < limit[query]
+        refused += int((~good[query, at]).sum())
+        seen = until
+
+
+def _take(texts: NDArray[np.int64], good: NDArray[np.bool_], wanted: int, skip: int = 0) -> NDArray[np.int64]:
+    """Return the first ``(rows, wanted)`` good texts of each row after ``skip`` of them, then -1."""
+    # The good ones, numbered from 0 along each row.
+    position = np.cumsum(good, axis=1) - 1
+    row, column = np.nonzero(good & (position >= skip) & (position < skip + wanted))
+    taken = np.full((len(texts), wanted), -1, dtype=np.int64)
+    taken[row, position[row, column] - skip] = texts[row, column]
+    return taken
+
+
+def _lowest(queries: int, owner: NDArray[np.int64], score: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the lowest score of each query's positives."""
+    lowest = np.full(queries, np.inf, dtype=np.float32)
+    np.minimum.at(lowest, owner, score)
+    return lowest
+
+
+def _share(score: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    # 0.95 times a negative score would be higher than the score.
+    return score - np.abs(score) * np.float32(1 - share)
 
 
 def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> list[NDArray[np.bool_]]:
@@ -181,10 +238,7 @@ def _rules(nearest: Nearest, relations: Relations, options: MiningOptions) -> li
     scores, texts = nearest
     group, form = relations.passage_group[texts], relations.passage_form[texts]
     owner, positives = relations.positive_query, relations.positive
-    lowest = np.full(len(scores), np.inf, dtype=np.float32)
-    np.minimum.at(lowest, owner, relations.positive_score)
-    # 0.95 times a negative score would be higher than the score.
-    limit = lowest - np.abs(lowest) * np.float32(1 - options.relative)
+    limit = _share(_lowest(len(scores), owner, relations.positive_score), options.relative)
     translation = (group == relations.group[:, None]) | _listed(group, owner, relations.passage_group[positives])
     return [
         _listed(form, owner, relations.passage_form[positives]),

@@ -1,4 +1,4 @@
-"""What the tests of mining share: a SentenceTransformer of chosen vectors, and sources of pairs."""
+"""What the tests of mining share: a SentenceTransformer of chosen vectors, a reranker, and sources of pairs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from training.data.manifest import Source
 
@@ -47,7 +50,8 @@ def read_output(output, name="pairs"):
 
 
 def negatives_of(row):
-    return [text for column, text in row.items() if column.startswith("negative_") and text is not None]
+    texts = {column: text for column, text in row.items() if column.removeprefix("negative_").isdecimal()}
+    return [text for text in texts.values() if text is not None]
 
 
 @contextmanager
@@ -63,3 +67,25 @@ def encode_calls():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SentenceTransformer, "encode", record)
         yield calls
+
+
+def save_reranker(folder, words, seed=0, **shape):
+    """A CrossEncoder with random weights, whose scores of these words are spread between 0 and 1."""
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **{"num_labels": 1, **sizes, **shape})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+        # Initial weights are so small that all pairs would score the same.
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.data.normal_(0.0, 0.5)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+    return folder
