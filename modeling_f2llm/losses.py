@@ -146,6 +146,7 @@ def hard_negative_loss(
     *,
     temperature: float = TEMPERATURE,
     dims: Sequence[int] | None = None,
+    exclude: Tensor | None = None,
 ) -> Tensor:
     """Contrasts each query's positive with its own hard negatives.
 
@@ -155,6 +156,7 @@ def hard_negative_loss(
         negatives: ``(n, k, d)`` unnormalised hard negatives. With none (``k`` = 0, or None) the loss is zero.
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
+        exclude: ``(n, k)`` boolean, true where a query has no such negative; a query that has none adds a loss of zero.
 
     Returns:
         Scalar loss, averaged over the queries.
@@ -164,7 +166,9 @@ def hard_negative_loss(
     """
     candidates = positive[:, None] if negatives is None else torch.cat([positive[:, None], negatives], dim=1)
     labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    return _contrastive_loss(query, candidates, labels, _paired_dots, temperature, dims)
+    if exclude is not None:
+        exclude = torch.cat([torch.zeros_like(labels, dtype=torch.bool)[:, None], exclude], dim=1)
+    return _contrastive_loss(query, candidates, labels, _paired_dots, temperature, dims, exclude)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

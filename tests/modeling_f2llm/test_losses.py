@@ -217,6 +217,24 @@ def test_an_excluded_positive_counts_as_absent():
     assert in_batch_loss(query, positive, dims=DIMS, exclude=~diagonal).item() == 0
 
 
+def test_an_excluded_negative_counts_as_absent():
+    query, positive, negatives = small_inputs()[:3]
+    exclude = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+    loss = hard_negative_loss(query, positive, negatives, dims=DIMS, exclude=exclude)
+    rows = [
+        hard_negative_loss(query[row : row + 1], positive[row : row + 1], negatives[row : row + 1, ~gone], dims=DIMS)
+        for row, gone in enumerate(exclude)
+    ]
+    torch.testing.assert_close(loss, torch.stack(rows).mean())
+    grad = gradients(loss, negatives)[0]
+    assert ((grad == 0).all(dim=2) == exclude).all()
+    whole = [
+        hard_negative_loss(query, positive, negatives, dims=DIMS, exclude=mask) for mask in (None, exclude & False)
+    ]
+    assert whole[0] == whole[1]
+    assert torch.equal(*(gradients(each, negatives)[0] for each in whole))
+
+
 def test_zero_vectors_equal_the_loop_and_keep_gradients_finite():
     query, positive, negatives = (tensor.detach().clone() for tensor in small_inputs()[:3])
     query[0] = positive[1] = negatives[2, 0] = 0

@@ -111,6 +111,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
     num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
     num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
+    min_hard_negatives: int | None = learnt(None, "Negatives a row must have, if fewer than are drawn.", least=0)
 
     # Objective
     temperature: float = learnt(0.05, "Divisor of the cosines.", above=0)

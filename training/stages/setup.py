@@ -23,7 +23,7 @@ from training.config.recipe import Stage
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
-from training.data.preparation.plan import PreparationOptions
+from training.data.preparation.plan import PreparationOptions, least_negatives
 from training.data.prepared import PreparedSource, put_aside, sources_table
 from training.distillation.distillation import Distillation, inspect_teacher, make_distillation
 from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sample_pairs
@@ -125,7 +125,7 @@ def prepare_sources(
     same = ("max_length", "instructions", "document_instruction_share", "validation_share", "seed", "on_bad_row")
     options = PreparationOptions(
         **{name: getattr(args, name) for name in same},
-        num_hard_negatives=tuple(args.num_hard_negatives.items()),
+        num_hard_negatives=least_negatives(args.num_hard_negatives, args.min_hard_negatives),
         keep_texts=keep_texts,
         text_forms=args.mask_duplicates,
     )

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from training.common.keyed import keyed_bits
-from training.data.preparation.plan import required_negatives
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherCache
 from training.models.encoding import lay_out
@@ -83,15 +82,16 @@ class PreparedRows(Dataset[Row]):
 class PackedCollator:
     """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
 
-    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, none of a
-    retrieval source that has none. Every process is given all rows of the global batch and reads the tokens of its own
-    texts only: each distinct text is encoded once, by one process.
+    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, or all of
+    a row that has no more. Every process is given all rows of the global batch and reads the tokens of its own texts
+    only: each distinct text is encoded once, by one process.
 
     A batch is a dict of
 
     - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
     - ``chunk_lengths``, ``slots`` and ``max_rows_per_rank``: see :class:`~training.models.encoding.BatchLayout`;
-    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts,
+      -1 for a negative that a row does not have;
     - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
     - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
@@ -113,7 +113,7 @@ class PackedCollator:
     ) -> None:
         self.sources = list(sources)
         # By source.
-        self._drawn = [required_negatives(num_hard_negatives, each.task_type, each.num_negatives) for each in sources]
+        self._drawn = [min(num_hard_negatives[each.task_type], each.num_negatives) for each in sources]
         self._seed, self._layout = seed, (rank, world_size, max_tokens_per_forward)
         self._teacher_cache, self._teacher_width = teacher_cache, teacher_width
 
@@ -145,19 +145,20 @@ class PackedCollator:
         """Return the ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices into them."""
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
         negatives = self._draw_negatives([row.key for row in rows], positions[:, 2:])
-        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
+        positions = np.concatenate([positions[:, :2], negatives], axis=1)
+        texts = np.unique(positions[positions >= 0])
         lengths = self.sources[rows[0].key.source].lengths(texts)
         order = np.argsort(lengths, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
+        # A missing negative has the rank of some text until it is marked again.
+        index = np.where(positions < 0, -1, rank[np.searchsorted(texts, positions)])
+        return texts[order], lengths[order], torch.from_numpy(index)
 
     def _draw_negatives(self, keys: Sequence[RowKey], negatives: np.ndarray) -> np.ndarray:
-        """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement."""
+        """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement, -1 last."""
         epoch, source, row = np.array(keys, dtype=np.int64).T[:, :, None]
         draws = keyed_bits(self._seed, _NEGATIVES, epoch, source, row, np.arange(negatives.shape[1]))
         draws = np.where(negatives >= 0, draws, np.iinfo(np.uint64).max)
         chosen = np.argsort(draws, axis=1, kind="stable")[:, : self._drawn[keys[0].source]]
-        drawn = np.take_along_axis(negatives, chosen, axis=1)
-        assert (drawn >= 0).all(), "preparation checks that every row has enough negatives"
-        return drawn
+        return np.take_along_axis(negatives, chosen, axis=1)

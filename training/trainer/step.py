@@ -59,7 +59,8 @@ class Objective:
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
-        negatives = embeddings[batch["negatives"]]
+        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
+        negatives, missing = embeddings[batch["negatives"]], batch["negatives"] < 0
         terms = {}
         if batch["task_type"] == "retrieval":
             terms["in_batch"] = in_batch_loss(
@@ -69,9 +70,11 @@ class Objective:
                 dims=self.dims,
                 exclude=_duplicates(batch) if self.mask_duplicates else None,
             )
-        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        terms["hard"] = hard_negative_loss(
+            query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=missing
+        )
         if teacher is not None:
-            roles = [batch[role] for role in ("query", "positive", "negatives")]
+            roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()

@@ -181,6 +181,19 @@ def test_missing_negatives_are_never_drawn_and_the_rest_evenly(make):
     assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
 
 
+def test_a_row_with_few_negatives_has_them_all_and_marks_the_rest(make):
+    rows = [
+        Row(RowKey(0, 1, row), np.array([row, 20 + row, *negatives]))
+        for row, negatives in enumerate([[-1, 7, -1, -1], [-1] * 4, [2, 7, 9, 11]])
+    ]
+    batch = make()(rows)
+    assert (batch["negatives"] >= 0).tolist() == [[True, False, False], [False] * 3, [True] * 3]
+    used = torch.cat([batch["query"], batch["positive"], batch["negatives"][batch["negatives"] >= 0]])
+    assert set(used.tolist()) == set(range(len(texts_of(batch))))
+    # Rows with enough are drawn the same beside those.
+    assert drawn(make(), rows[2:])[0] == [rows_of(batch, make().sources[1])[2][k] for k in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("max_tokens", [None, 60])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("row_count", [1, 17])

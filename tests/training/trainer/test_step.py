@@ -107,6 +107,21 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
         assert_equal(found[name], 2 * weights, name)
 
 
+def test_missing_negatives_are_in_no_term():
+    embeddings = torch.randn(TEXTS, WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    teacher = torch.randn(TEXTS, WIDTH, generator=torch.Generator().manual_seed(1))
+    whole, few = batch_of(task_type="clustering"), batch_of(task_type="clustering")
+    # The last text is some row's alone.
+    whole["negatives"][whole["negatives"] == TEXTS - 1] = 0
+    whole["query"] = whole["query"].clamp_max(TEXTS - 2)
+    few = {**whole, "negatives": torch.cat([whole["negatives"], torch.full((ROWS, 1), -1)], dim=1)}
+    terms = [Objective().terms(embeddings, batch, teacher) for batch in (whole, few)]
+    for name, value in terms[0].items():
+        torch.testing.assert_close(terms[1][name], value)
+    (gradient,) = torch.autograd.grad(sum(terms[1].values()), embeddings)
+    assert gradient[-1].count_nonzero() == 0
+
+
 def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):
     def refuse(embeddings):
         raise ArithmeticError

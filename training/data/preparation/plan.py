@@ -40,6 +40,15 @@ def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) 
     return 0 if columns == 0 and task_type == "retrieval" else counts[task_type]
 
 
+def least_negatives(drawn: Mapping[str, int], least: int | None) -> tuple[tuple[str, int], ...]:
+    """Return how many negatives a row must have by task type, if so many are drawn: all of them, or ``least``.
+
+    Clustering and classification learn from negatives alone, so a row must have at least one.
+    """
+    bounds = {name: count if least is None else max(least, int(name != "retrieval")) for name, count in drawn.items()}
+    return tuple((name, min(count, bounds[name])) for name, count in drawn.items())
+
+
 @dataclass(frozen=True)
 class PreparationOptions:
     """How sources are prepared. All but ``keep_texts`` enter a source's fingerprint."""
@@ -48,7 +57,7 @@ class PreparationOptions:
     instructions: bool = True  # before queries (stage 2), or none (stage 1)
     document_instruction_share: float = 0.3  # of the documents (passages and negatives) of symmetric sources
     validation_share: float = 0.01
-    # Negatives that a row must have, by task type; see required_negatives.
+    # Negatives that a row must have, by task type; see least_negatives and required_negatives.
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
     seed: int = 42  # that of TrainingArguments, so that a stage finds what prepare.py made
     on_bad_row: str = "error"  # one of ON_BAD_ROW

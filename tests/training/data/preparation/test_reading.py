@@ -14,7 +14,7 @@ from modeling_f2llm.prompts import instruct
 from tests.training.data.prepared_rows import published_rows
 from training.common.executor import Executor
 from training.data.preparation import plan, reading
-from training.data.preparation.plan import PreparationOptions
+from training.data.preparation.plan import PreparationOptions, least_negatives
 from training.data.prepared import QUARANTINE, put_aside
 
 QWEN = "Instruct: {}\nQuery:{}".format
@@ -46,6 +46,22 @@ def test_null_negatives_and_sources_without_negative_columns(write_columns, run,
     few = write_source("few", negatives=(3, 2), task_type="clustering")
     with refuses(few.files[1], "2 negative columns", "3"):
         run(few)
+
+
+def test_rows_of_fewer_negatives_than_are_drawn(write_columns, run, refuses):
+    drawn = {"retrieval": 2, "clustering": 3, "classification": 0}
+    assert least_negatives(drawn, None) == tuple(drawn.items())
+    assert dict(least_negatives(drawn, 2)) == {"retrieval": 2, "clustering": 2, "classification": 0}
+    counts = {"num_hard_negatives": least_negatives(drawn, 0)}
+    columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
+    columns["negative_2"] = [None, None, "i"]
+    with refuses("row 0", "fewer than 2"):
+        run(write_columns(columns))
+    prepared = run(write_columns(columns), **counts)
+    assert (prepared.rows["train"][:, 2:] >= 0).tolist() == [[True, False], [False, False], [True, True]]
+    # Without in-batch negatives, a row without hard ones teaches nothing.
+    with refuses("row 1", "fewer than 1"):
+        run(write_columns(columns, "topics", task_type="clustering"), **counts)
 
 
 @pytest.mark.parametrize("instructions", [False, True])
