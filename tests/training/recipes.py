@@ -52,6 +52,20 @@ def write_sources(folder):
     return manifest
 
 
+def write_graded(folder):
+    """Writes a manifest of graded pairs, whose scores count equal words, beside the retrieval source of others."""
+    rows = _rows(0)
+    columns = {"query": rows["query"] * 2, "passage": rows["query"] + rows["query"][13:] + rows["query"][:13]}
+    pairs = zip(columns["query"], columns["passage"], strict=True)
+    columns["score"] = [float(len({*one.split()} & {*other.split()})) for one, other in pairs]
+    pq.write_table(pa.table(columns), folder / "graded.parquet")
+    sources = yaml.safe_load((folder / "manifest.yaml").read_text())["sources"][:1]
+    graded = {"name": "tiny_graded", "files": "graded.parquet", "task_type": "similarity"}
+    sources.append({**sources[0], **graded, "symmetric": True})
+    (folder / "graded.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    return folder / "graded.yaml"
+
+
 def write_recipe(folder, more=None, **keys):
     """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults.
 

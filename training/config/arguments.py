@@ -28,7 +28,7 @@ from training.common.command import SECRET, SECRET_NAME
 from training.common.errors import UserError
 from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_keys_together, check_ranges
 from training.data.instructions import TextFormat
-from training.data.manifest import TASK_TYPES
+from training.data.manifest import TASK_TYPES, WITH_NEGATIVES
 from training.data.preparation.plan import ON_BAD_ROW
 
 # The linear layers of attention and MLP.
@@ -226,7 +226,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     @property
     def num_hard_negatives(self) -> dict[str, int]:
         """Hard negatives drawn per row, by task type."""
-        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in TASK_TYPES}
+        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in WITH_NEGATIVES}
 
     @property
     def prepared_folder(self) -> Path:

@@ -143,8 +143,11 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
     length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
-    columns = {task_type: 2 + negatives for task_type, negatives in args.num_hard_negatives.items()}
-    cells, rows = np.array([(columns[each.task_type], rows * share) for each in sizes for rows in each.rows]).T
+    negatives = args.num_hard_negatives
+    columns = [2 + negatives.get(each.task_type, 0) for each in sizes]
+    cells, rows = np.array(
+        [(width, rows * share) for width, each in zip(columns, sizes, strict=True) for rows in each.rows]
+    ).T
     counts = np.ceil(rows / args.global_batch_size)
     if not counts.any():
         return Batches()

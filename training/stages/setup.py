@@ -150,7 +150,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
     """
     for source in sources if not (args.prunes or args.learns_from_teacher) else ():
         kind = source.task_type
-        if kind != "retrieval" and not args.num_hard_negatives[kind]:
+        if kind in ("clustering", "classification") and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
             raise UserError(
                 f"source {source.name!r}: {kind} learns from hard negatives alone, and none are drawn; write "

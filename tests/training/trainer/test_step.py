@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from modeling_f2llm import F2LLMModel
+from training.data.manifest import TASK_TYPES
 from training.models.encoding import embed_batch, embed_chunk, lay_out
 from training.trainer.step import CachedStep, Objective
 
@@ -40,6 +41,7 @@ def batch_of(max_tokens=None, task_type="retrieval", negatives=3):
         "positive": torch.tensor([1, 6, 7, 12, 12, 3, 24]),
         "negatives": torch.from_numpy(index),
         "task_type": task_type,
+        "scores": torch.tensor([0.1, 2.0, 0.5, 0.5, -1.0, 0.7, 3.0]),
     }
 
 
@@ -81,7 +83,7 @@ def dropping_model(tiny_config):
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)
-@pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, task_type, max_tokens):
     batch = batch_of(max_tokens, task_type)

@@ -64,6 +64,49 @@ def test_rows_of_fewer_negatives_than_are_drawn(write_columns, run, refuses):
         run(write_columns(columns, "topics", task_type="clustering"), **counts)
 
 
+def test_further_positives_follow_the_negatives(write_columns, run, decode):
+    first = {"query": ["a", "b"], "passage": ["c", "d"], "negative_1": ["e", "f"], "negative_2": ["g", "h"]}
+    second = {"query": ["q"], "passage": ["r"], "positive_2": ["s"], "negative_1": ["t"], "positive_3": ["u"]}
+    source = write_columns(first)
+    source = replace(source, files=[*source.files, *write_columns(second, "b").files])
+    prepared = run(source, instructions=False, num_hard_negatives=(("retrieval", 1),))
+    assert (prepared.num_positives, prepared.num_negatives, prepared.has_ids) == (3, 2, False)
+    assert decode(prepared) == [("a", "c", "e", "g"), ("b", "d", "f", "h"), ("q", "r", "t", "s", "u")]
+    rows = prepared.rows["train"]
+    assert (prepared.positives(rows) >= 0).tolist() == [[True, False, False]] * 2 + [[True] * 3]
+    assert (prepared.negatives(rows) >= 0).tolist() == [[True, True]] * 2 + [[True, False]]
+
+
+def test_texts_of_one_document_share_a_number(write_columns, run, small_tokenizer):
+    columns = {"query": list("abcd"), "passage": ["one", "One!", "two", "six"], "negative_1": ["x", "y", "z", "w"]}
+    columns |= {"passage_id": ["1", None, "2", None], "positive_2": ["uno", None, "eins", "x"]}
+    columns |= {"positive_2_id": ["1", None, "1", None], "negative_1_id": ["7", "8", None, "8"]}
+    prepared = run(write_columns(columns), instructions=False, num_hard_negatives=(("retrieval", 1),))
+    positions = range(prepared.description["texts"])
+    texts = [small_tokenizer.decode(prepared.tokens(text)[:-1]) for text in positions]
+    number = dict(zip(texts, prepared.forms(np.array(positions)).tolist(), strict=True))
+    groups = {frozenset(text for text in texts if number[text] == each) for each in number.values()}
+    # An id joins different texts, and a spelling all of its documents.
+    assert {group for group in groups if len(group) > 1} == {frozenset({"one", "One!", "uno", "eins"}), frozenset("yw")}
+
+
+def test_graded_pairs_keep_their_scores(write_columns, run, decode, refuses):
+    rows = range(40)
+    columns = {"query": [f"one {row}" for row in rows], "passage": [f"other {row}" for row in rows]}
+    source = write_columns({**columns, "score": [row / 8 for row in rows]}, task_type="similarity")
+    prepared = run(source, validation_share=0.25, instructions=False)
+    assert prepared.num_negatives == 0 and len(prepared.rows["validation"]) == 10
+    for split, scores in prepared.scores.items():
+        assert [f"one {score * 8:.0f}" for score in scores] == [query for query, _ in decode(prepared, split)]
+        assert scores.dtype == np.float32
+    path = prepared.folder / "train_scores.float32"
+    path.write_bytes(path.read_bytes()[::-1])
+    with refuses(path, "delete"):
+        prepared.check()
+    with refuses("source 'equal'", "the score 2", "teaches nothing"):
+        run(write_columns({**columns, "score": [2] * 40}, "equal", task_type="similarity"))
+
+
 @pytest.mark.parametrize("instructions", [False, True])
 @pytest.mark.parametrize("max_length", [2048, 24, 1])
 def test_tokens_are_those_of_the_tokenizer(write_source, run, small_tokenizer, max_length, instructions):
