@@ -16,7 +16,7 @@ STEPS = 10
 # By name, the keys in which a stage differs from the others.
 STAGES: dict[str, dict[str, Any]] = {
     "mixed": {},
-    "graded": {"manifest": "GRADED"},
+    "graded": {"manifest": "GRADED", "min_hard_negatives": 0},
     "published": {"gather_gradients": False, "mask_duplicates": True},
     "distillation": {"teacher": "TEACHER"},
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"},

@@ -52,7 +52,7 @@ _TASK_CATEGORIES = {"retrieval": "text-retrieval", "similarity": "sentence-simil
 )
 _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 # Columns of the published format, which the card describes.
-_FORMAT_COLUMN = re.compile(r"query|passage|lang|negative_\d+")
+_FORMAT_COLUMN = re.compile(r"query|passage|lang|(negative|positive)_\d+")
 # Bars of the plot.
 _SHOWN = 40
 _NO_LANGUAGE = {SEVERAL: "several languages", "zxx": "programming languages"}
@@ -244,6 +244,7 @@ def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | Non
         "size": f"{size / 10**exponent:,.1f} {unit}",
         "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted(columns),
+        "several_positives": any(column.startswith("positive_") for each in released for column in each.columns),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
         "source_rows": [_source_row(each) for each in released],
         "task_types": _grouped(released, lambda each: each.source.task_type),

@@ -248,15 +248,18 @@ def _subset(codes: tuple[str, ...]) -> str:
 def read_pairs(path: Path, passage_language: str | None = None) -> PairRows:
     """Read a file in the published format; the arguments are those of :func:`pair_tasks`."""
     file = PublishedFile(path)
-    queries, passages, negatives = [], [], []
+    queries, positives, negatives = [], [], []
     for batch in file.batches(raw=True):
         queries += batch.columns["query"]
-        passages += batch.columns["passage"]
-        rows = zip(*(batch.columns[name] for name in file.negatives), strict=True)
-        negatives += [[text for text in row if text is not None] for row in rows]
+        for texts, names in ((positives, file.positives), (negatives, file.negatives)):
+            rows = zip(*(batch.columns[name] for name in names), strict=True)
+            texts += [[text for text in row if text is not None] for row in rows]
     languages = _read_languages(file, "lang", "script")
     passage_languages = _read_languages(file, "passage_lang", "passage_script", passage_language or "")
-    return PairRows(queries, passages, negatives or [[]] * len(queries), languages, passage_languages)
+    rows = zip(queries, positives, negatives or [[]] * len(queries), languages, passage_languages, strict=True)
+    # A pair of each positive.
+    pairs = [(query, passage, *rest) for query, passages, *rest in rows for passage in passages]
+    return PairRows(*map(list, zip(*pairs, strict=True)))
 
 
 def _read_languages(file: PublishedFile, language: str, script: str, default: str = "") -> list[str]:

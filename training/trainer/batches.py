@@ -82,6 +82,15 @@ class PreparedRows(Dataset[Row]):
         return Row(key, np.asarray(source.rows[self.split][key.row]), score)
 
 
+def _own_forms(source: PreparedSource, positions: np.ndarray) -> np.ndarray | None:
+    """Return ``(b, p)`` forms of all positives of rows; None if each has one, of which no document is known."""
+    if source.num_positives == 1 and not source.has_ids:
+        return None
+    own = source.positives(positions)
+    # The passage again in place of a missing one.
+    return source.forms(np.where(own < 0, own[:, :1], own))
+
+
 class PackedCollator:
     """Draws positive and hard negatives of each row and packs this process's share of the batch's distinct texts.
 
@@ -139,10 +148,7 @@ class PackedCollator:
         }
         if rows[0].score is not None:
             batch["scores"] = torch.tensor([row.score for row in rows])
-        if source.num_positives > 1 or source.has_ids:
-            own = source.positives(np.stack([row.positions for row in rows]))
-            # The passage again in place of a missing one.
-            own = source.forms(np.where(own < 0, own[:, :1], own))
+        if (own := _own_forms(source, np.stack([row.positions for row in rows]))) is not None:
             batch["own_forms"] = torch.from_numpy(own.astype(np.int64))
         # Of the whole batch on every process: reading is cheaper than gathering.
         if self._teacher_cache is not None:
@@ -158,7 +164,12 @@ class PackedCollator:
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
         keys, source = [row.key for row in rows], self.sources[rows[0].key.source]
         positive = self._draw_positive(keys, source.positives(positions))
-        negatives = self._draw_negatives(keys, source.negatives(positions))
+        negatives = source.negatives(positions)
+        if (own := _own_forms(source, positions)) is not None:
+            # What is known of documents by other rows, too.
+            same = source.forms(np.maximum(negatives, 0))[:, :, None] == own[:, None]
+            negatives = np.where(same.any(axis=2), -1, negatives)
+        negatives = self._draw_negatives(keys, negatives)
         positions = np.concatenate([positions[:, :1], positive, negatives], axis=1)
         texts = np.unique(positions[positions >= 0])
         lengths = source.lengths(texts)
@@ -172,10 +183,11 @@ class PackedCollator:
     def _draw_positive(self, keys: Sequence[RowKey], positives: np.ndarray) -> np.ndarray:
         """``(b, p)`` positions, -1 where a row has none → ``(b, 1)``: all of a row in turn, epoch by epoch."""
         epoch, source, row = np.array(keys, dtype=np.int64).T
-        start = keyed_bits(self._seed, _POSITIVE, source, row)
-        turn = (start + epoch.astype(np.uint64)) % (positives >= 0).sum(axis=1).astype(np.uint64)
+        count = (positives >= 0).sum(axis=1)
+        start = keyed_bits(self._seed, _POSITIVE, source, row) % count.astype(np.uint64)
+        turn = (start.astype(np.int64) + epoch) % count
         there = np.argsort(positives < 0, axis=1, kind="stable")
-        return np.take_along_axis(positives, np.take_along_axis(there, turn.astype(np.int64)[:, None], axis=1), axis=1)
+        return np.take_along_axis(positives, np.take_along_axis(there, turn[:, None], axis=1), axis=1)
 
     def _draw_negatives(self, keys: Sequence[RowKey], negatives: np.ndarray) -> np.ndarray:
         """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement, -1 last."""

@@ -326,6 +326,8 @@ def test_all_positives_of_a_validation_row_are_right(tmp_path, prepare_source):
     for row, own in right.items():
         also = {text("second", int(row))} if int(row) % 2 else set()
         assert own == {text("answer", int(row)), *also}
+    pairs = local_tasks(path)[0].dataset["default"]["test"]
+    assert sorted(map(len, pairs["relevant_docs"].values())) == [1] * 10 + [2] * 10
 
 
 def test_validation_rows_of_similarity(tmp_path, encoder, prepare_source):

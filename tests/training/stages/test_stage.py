@@ -247,7 +247,7 @@ def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
 
 def test_graded_pairs_are_trained_beside_other_sources(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    recipe = write_single_stage(tmp_path, task_types=None, num_train_epochs=6)
+    recipe = write_single_stage(tmp_path, task_types=None, num_train_epochs=6, min_hard_negatives=0)
     graded = write_graded(tmp_path / "data")
     assert main([str(recipe), "--manifest", str(graded)]) == 0
     history = state_of(tmp_path / "run")["log_history"]

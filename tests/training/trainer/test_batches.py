@@ -214,12 +214,15 @@ class SeveralPositives:
 
 def test_all_positives_of_a_row_are_trained_in_turn_and_none_is_a_negative_of_its_query():
     source = SeveralPositives()
-    rows = np.array([[0, 2, 10, 11, 3, 4], [1, 6, 12, -1, 7, -1], [8, 5, -1, -1, -1, -1], [9, 13, 10, 11, 6, -1]])
+    rows = np.array([[0, 2, 10, 5, 3, 4], [1, 6, 12, -1, 7, -1], [8, 5, -1, -1, -1, -1], [9, 13, 10, 11, 6, -1]])
     collator, trained, excluded = PackedCollator([source], {"retrieval": 2}, seed=3), [], []
     for epoch in range(6):
         batch = collator([Row(RowKey(epoch, 0, number), row) for number, row in enumerate(rows)])
         texts = np.array([text for (text,) in texts_of(batch)])
         trained.append(texts[batch["positive"]].tolist())
+        # A negative of the first row is the document of a positive.
+        negatives = np.where(batch["negatives"] < 0, -1, texts[batch["negatives"]])
+        assert [set(row) - {-1} for row in negatives.tolist()] == [{10}, {12}, set(), {10, 11}]
         forms = source.forms(trained[-1])
         wanted = [np.isin(forms, source.forms(own[own >= 0])) for own in source.positives(rows)]
         excluded.append(_no_negatives(batch, mask_duplicates=False))
