@@ -171,17 +171,20 @@ class PackedCollator:
             negatives = np.where(same.any(axis=2), -1, negatives)
         negatives = self._draw_negatives(keys, negatives)
         positions = np.concatenate([positions[:, :1], positive, negatives], axis=1)
-        texts = np.unique(positions[positions >= 0])
+        texts, index = np.unique(positions, return_inverse=True)
+        # Without the position of missing negatives, which is the least, their index becomes -1.
+        missing = int(texts[0] < 0)
+        texts, index = texts[missing:], index - missing
         lengths = source.lengths(texts)
         order = np.argsort(lengths, kind="stable")
-        rank = np.empty_like(order)
+        rank = np.full(len(order) + 1, -1)
         rank[order] = np.arange(len(order))
-        # A missing negative has the rank of some text until it is marked again.
-        index = np.where(positions < 0, -1, rank[np.searchsorted(texts, positions)])
-        return texts[order], lengths[order], torch.from_numpy(index)
+        return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
 
     def _draw_positive(self, keys: Sequence[RowKey], positives: np.ndarray) -> np.ndarray:
         """``(b, p)`` positions, -1 where a row has none → ``(b, 1)``: all of a row in turn, epoch by epoch."""
+        if positives.shape[1] == 1:
+            return positives
         epoch, source, row = np.array(keys, dtype=np.int64).T
         count = (positives >= 0).sum(axis=1)
         start = keyed_bits(self._seed, _POSITIVE, source, row) % count.astype(np.uint64)

@@ -94,6 +94,8 @@ def _bad_rows(
     """The bad rows of a batch with file, row and first fault, or the error for the first one."""
     if plan.options.on_bad_row == "error":
         remedy = "correct or drop the row, or put bad rows aside with on_bad_row: quarantine"
+        if faults[0].column == "negative_*":
+            remedy = f"mine more, train it with those it has by a lower min_hard_negatives, {remedy}"
         raise bad_row(file.path, first_row, faults[0], remedy)
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)

@@ -55,7 +55,7 @@ def test_rows_of_fewer_negatives_than_are_drawn(write_columns, run, refuses):
     counts = {"num_hard_negatives": least_negatives(drawn, 0)}
     columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
     columns["negative_2"] = [None, None, "i"]
-    with refuses("row 0", "fewer than 2"):
+    with refuses("row 0", "fewer than 2", "min_hard_negatives"):
         run(write_columns(columns))
     prepared = run(write_columns(columns), **counts)
     assert (prepared.rows["train"][:, 2:] >= 0).tolist() == [[True, False], [False, False], [True, True]]
