@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_f2llm import FAMILY, F2LLMConfig, matryoshka_dims
-    from .losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights
+    from .losses import cosent_loss, distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights
     from .modeling_f2llm import F2LLMModel
     from .prompts import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
     from .sentence_transformer import build_sentence_transformer
@@ -21,6 +21,7 @@ __all__ = [
     "F2LLMModel",
     "append_eos",
     "build_sentence_transformer",
+    "cosent_loss",
     "distillation_loss",
     "hard_negative_loss",
     "in_batch_loss",
@@ -33,7 +34,7 @@ __all__ = [
 # the 400 MB that torch and transformers take.
 _HOMES = {
     "configuration_f2llm": ("FAMILY", "F2LLMConfig", "matryoshka_dims"),
-    "losses": ("distillation_loss", "hard_negative_loss", "in_batch_loss", "matryoshka_weights"),
+    "losses": ("cosent_loss", "distillation_loss", "hard_negative_loss", "in_batch_loss", "matryoshka_weights"),
     "modeling_f2llm": ("F2LLMModel",),
     "prompts": ("DEFAULT_PROMPTS", "TASK_INSTRUCTIONS", "instruct"),
     "sentence_transformer": ("build_sentence_transformer",),

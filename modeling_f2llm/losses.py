@@ -1,8 +1,8 @@
 """The training objectives of F2LLM as pure functions of unnormalised embeddings.
 
-All of them follow the released training code of F2LLM-v2 (the paper, arXiv 2603.19223, gives no formula for the
-matryoshka weights): cosine similarities over a temperature, cross-entropy against the positive, averaged over the rows
-and, under matryoshka learning, summed over the trained widths with falling weights.
+All of them but :func:`cosent_loss` follow the released training code of F2LLM-v2 (the paper, arXiv 2603.19223, gives no
+formula for the matryoshka weights): cosine similarities over a temperature, cross-entropy against the positive,
+averaged over rows and, under matryoshka learning, summed over the trained widths with falling weights.
 
 Every width needs the cosine of the leading ``m`` dimensions. Dot products and squared norms are therefore accumulated
 block by block, so that all widths together cost one pass over the embeddings.
@@ -22,6 +22,7 @@ from .configuration_f2llm import matryoshka_dims
 
 __all__ = [
     "TEMPERATURE",
+    "cosent_loss",
     "distillation_loss",
     "hard_negative_loss",
     "in_batch_loss",
@@ -80,16 +81,14 @@ def _prefix_cosines(
         yield dots * query_scale[:, None] * candidate_norms.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
 
 
-def _contrastive_loss(
+def _over_widths(
     query: Tensor,
     candidates: Tensor,
-    labels: Tensor,
     dots_of: Callable[[Tensor, Tensor], Tensor],
-    temperature: float,
+    loss_of: Callable[[Tensor], Tensor],
     dims: Sequence[int] | None,
-    exclude: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the labels under cosine / temperature, averaged over rows and weighted over widths."""
+    """Sum of the weighted losses of the cosines of all widths."""
     width = query.shape[-1]
     dims = [width] if dims is None else list(dims)
     if not dims or max(dims) > width or min(dims) < 1:
@@ -102,11 +101,28 @@ def _contrastive_loss(
     with torch.autocast(query.device.type, enabled=False):
         cosines = _prefix_cosines(query.float(), candidates.float(), dims, dots_of)
         for dim, cosine in zip(sorted(dims), cosines, strict=True):
-            logits = cosine / temperature
-            if exclude is not None:
-                logits = logits.masked_fill(exclude, float("-inf"))
-            loss = loss + weights[dim] * cross_entropy(logits, labels)
+            loss = loss + weights[dim] * loss_of(cosine)
     return loss
+
+
+def _contrastive_loss(
+    query: Tensor,
+    candidates: Tensor,
+    labels: Tensor,
+    dots_of: Callable[[Tensor, Tensor], Tensor],
+    temperature: float,
+    dims: Sequence[int] | None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the labels under cosine / temperature, averaged over rows and weighted over widths."""
+
+    def loss_of(cosines: Tensor) -> Tensor:
+        logits = cosines / temperature
+        if exclude is not None:
+            logits = logits.masked_fill(exclude, float("-inf"))
+        return cross_entropy(logits, labels)
+
+    return _over_widths(query, candidates, dots_of, loss_of, dims)
 
 
 def in_batch_loss(
@@ -146,6 +162,7 @@ def hard_negative_loss(
     *,
     temperature: float = TEMPERATURE,
     dims: Sequence[int] | None = None,
+    exclude: Tensor | None = None,
 ) -> Tensor:
     """Contrasts each query's positive with its own hard negatives.
 
@@ -155,6 +172,7 @@ def hard_negative_loss(
         negatives: ``(n, k, d)`` unnormalised hard negatives. With none (``k`` = 0, or None) the loss is zero.
         temperature: Divisor of the cosines.
         dims: Widths of matryoshka learning, widest first; None trains the full width only.
+        exclude: ``(n, k)`` boolean, true where a query has no such negative; a query that has none adds a loss of zero.
 
     Returns:
         Scalar loss, averaged over the queries.
@@ -164,7 +182,44 @@ def hard_negative_loss(
     """
     candidates = positive[:, None] if negatives is None else torch.cat([positive[:, None], negatives], dim=1)
     labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    return _contrastive_loss(query, candidates, labels, _paired_dots, temperature, dims)
+    if exclude is not None:
+        exclude = torch.cat([torch.zeros_like(labels, dtype=torch.bool)[:, None], exclude], dim=1)
+    return _contrastive_loss(query, candidates, labels, _paired_dots, temperature, dims, exclude)
+
+
+def cosent_loss(
+    query: Tensor,
+    passage: Tensor,
+    scores: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+    dims: Sequence[int] | None = None,
+) -> Tensor:
+    """Orders the cosines of graded pairs as their scores: CoSENT (Su, 2022, https://kexue.fm/archives/8847).
+
+    ``log(1 + sum of exp((cos_j - cos_i) / temperature) over all i, j with score_i > score_j)``.
+
+    Args:
+        query: ``(n, d)`` unnormalised embeddings.
+        passage: ``(n, d)`` unnormalised embeddings of what each query is compared with.
+        scores: ``(n,)`` scores, of which only the order counts; equal ones are not compared.
+        temperature: Divisor of the cosines.
+        dims: Widths of matryoshka learning, widest first; None trains the full width only.
+
+    Returns:
+        Scalar loss of all pairs together; zero where all scores are equal.
+
+    Raises:
+        ValueError: If a dimension does not fit the embeddings.
+    """
+    unordered = scores[:, None] <= scores
+
+    def loss_of(cosines: Tensor) -> Tensor:
+        logits = cosines / temperature
+        differences = (logits.T - logits).masked_fill(unordered, float("-inf"))
+        return torch.cat([logits.new_zeros(1), differences.flatten()]).logsumexp(dim=0)
+
+    return _over_widths(query, passage[:, None], _paired_dots, loss_of, dims)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from training.common.executor import read_executor
 from training.common.outputs import check_output
 from training.data.manifest import TASK_TYPES, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
-from training.data.preparation.plan import ON_BAD_ROW, PreparationOptions
+from training.data.preparation.plan import ON_BAD_ROW, PreparationOptions, least_negatives
 from training.data.prepared import put_aside, sources_table
 from training.data.survey import report, survey
 from training.models.loading import load_tokenizer
@@ -43,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--document-instruction-share", type=float, default=share, help=text)
     add("--validation-share", type=float, default=defaults.validation_share)
     for task_type, number in defaults.num_hard_negatives:
-        add(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that each row must have")
+        add(f"--num-hard-negatives-{task_type}", type=int, default=number, help="that are drawn from each row")
+    add("--min-hard-negatives", type=int, help="that a row must have, if fewer than are drawn")
     add("--seed", type=int, default=defaults.seed)
     add("--on-bad-row", choices=ON_BAD_ROW, default=defaults.on_bad_row)
     add("--keep-texts", action="store_true", help="store texts beside tokens, for a teacher with another tokenizer")
@@ -78,7 +79,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.cap is not None:
         sources = [replace(source, cap=min(arguments.cap, source.cap or arguments.cap)) for source in sources]
     given = {key: value for key, value in vars(arguments).items() if key in PreparationOptions.__dataclass_fields__}
-    counts = tuple((name, getattr(arguments, f"num_hard_negatives_{name}")) for name in TASK_TYPES)
+    names = [name for name, _ in PreparationOptions.num_hard_negatives]
+    drawn = {name: getattr(arguments, f"num_hard_negatives_{name}") for name in names}
+    counts = least_negatives(drawn, arguments.min_hard_negatives)
     options = PreparationOptions(**given, instructions=not arguments.raw, num_hard_negatives=counts)
     tokenizer = load_tokenizer(arguments.tokenizer)
     longest = tokenizer.model_max_length

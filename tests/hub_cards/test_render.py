@@ -25,6 +25,7 @@ def facts():
         "size": "1 MB",
         "language_count": 1,
         "more_columns": ["origin"],
+        "several_positives": True,
         "sources": [{"name": "bears", "rows": 1234}],
         "source_rows": [["bears", "retrieval", "no", "eng", None, 1234, 2, "Find a | b\n<b>bear</b>."]],
         "task_types": [["retrieval", 1, 1234, "100.0 %"]],

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from modeling_f2llm import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_dims, matryoshka_weights
+from modeling_f2llm import (
+    cosent_loss,
+    distillation_loss,
+    hard_negative_loss,
+    in_batch_loss,
+    matryoshka_dims,
+    matryoshka_weights,
+)
 
 # Values and gradient norms computed with the published training code; "about" in the file says from which inputs.
 REFERENCE = json.loads((Path(__file__).parent / "loss_values.json").read_text())["cases"]
@@ -133,6 +140,30 @@ def test_in_batch_loss_equals_sentence_transformers():
     torch.testing.assert_close(in_batch_loss(query, positive, dims=DIMS), expected)
 
 
+@pytest.mark.parametrize("dims", [None, DIMS])
+def test_cosent_equals_a_loop_over_pairs_and_sentence_transformers(dims):
+    query, passage = small_inputs()[:2]
+    scores = torch.tensor([0.5, 3.0, -1.0, 0.5, 2.0, 3.0])
+    model = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
+    theirs, looped = CoSENTLoss(model, scale=20.0), 0.0
+    widths = [32] if dims is None else dims
+    for dim, weight in zip(widths, matryoshka_weights(widths), strict=True):
+        cosines = torch.cosine_similarity(query[:, :dim], passage[:, :dim])
+        pairs = [(i, j) for i in range(6) for j in range(6) if scores[i] > scores[j]]
+        looped += weight * torch.log(1 + sum(torch.exp((cosines[j] - cosines[i]) / 0.05) for i, j in pairs))
+    loss = cosent_loss(query, passage, scores, dims=dims)
+    torch.testing.assert_close(loss, looped)
+    for ours, wanted in zip(gradients(loss, query, passage), gradients(looped, query, passage), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+    if dims is None:
+        torch.testing.assert_close(loss, theirs.compute_loss_from_embeddings([query, passage], scores))
+    # Only the order of the scores counts, and equal ones teach nothing.
+    assert cosent_loss(query, passage, scores.exp(), dims=dims) == loss
+    equal = cosent_loss(query, passage, torch.ones(6), dims=dims)
+    assert equal == 0 and not gradients(equal, query)[0].any()
+    assert cosent_loss(query[:0], passage[:0], scores[:0], dims=dims) == 0
+
+
 @pytest.mark.parametrize(
     ("width", "published"),
     [
@@ -215,6 +246,24 @@ def test_an_excluded_positive_counts_as_absent():
     nothing, diagonal = torch.zeros(6, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool)
     assert in_batch_loss(query, positive, dims=DIMS, exclude=nothing) == in_batch_loss(query, positive, dims=DIMS)
     assert in_batch_loss(query, positive, dims=DIMS, exclude=~diagonal).item() == 0
+
+
+def test_an_excluded_negative_counts_as_absent():
+    query, positive, negatives = small_inputs()[:3]
+    exclude = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+    loss = hard_negative_loss(query, positive, negatives, dims=DIMS, exclude=exclude)
+    rows = [
+        hard_negative_loss(query[row : row + 1], positive[row : row + 1], negatives[row : row + 1, ~gone], dims=DIMS)
+        for row, gone in enumerate(exclude)
+    ]
+    torch.testing.assert_close(loss, torch.stack(rows).mean())
+    grad = gradients(loss, negatives)[0]
+    assert ((grad == 0).all(dim=2) == exclude).all()
+    whole = [
+        hard_negative_loss(query, positive, negatives, dims=DIMS, exclude=mask) for mask in (None, exclude & False)
+    ]
+    assert whole[0] == whole[1]
+    assert torch.equal(*(gradients(each, negatives)[0] for each in whole))
 
 
 def test_zero_vectors_equal_the_loop_and_keep_gradients_finite():

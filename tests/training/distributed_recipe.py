@@ -10,12 +10,13 @@ import yaml
 
 from modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
-from tests.training.recipes import SMALL, write_sources
+from tests.training.recipes import SMALL, write_graded, write_sources
 
 STEPS = 10
 # By name, the keys in which a stage differs from the others.
 STAGES: dict[str, dict[str, Any]] = {
     "mixed": {},
+    "graded": {"manifest": "GRADED", "min_hard_negatives": 0},
     "published": {"gather_gradients": False, "mask_duplicates": True},
     "distillation": {"teacher": "TEACHER"},
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"},
@@ -51,6 +52,7 @@ def write_distributed_recipe(folder, models, stages, **keys):
         **{"eval_strategy": "steps", "eval_steps": 5, "save_steps": 4, **keys},
     }
     meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}
+    meant["GRADED"] = str(write_graded(folder / "data"))
     meant["CACHE"] = str(folder / "embeddings")
     content["stages"] = {
         name: {key: meant.get(value, value) if isinstance(value, str) else value for key, value in STAGES[name].items()}

@@ -52,6 +52,27 @@ def write_sources(folder):
     return manifest
 
 
+def write_graded(folder):
+    """Writes a manifest of graded pairs, whose scores count equal words, and of rows of uneven length and documents."""
+    rows = _rows(0)
+    columns = {"query": rows["query"] * 2, "passage": rows["query"] + rows["query"][13:] + rows["query"][:13]}
+    pairs = zip(columns["query"], columns["passage"], strict=True)
+    columns["score"] = [float(len({*one.split()} & {*other.split()})) for one, other in pairs]
+    pq.write_table(pa.table(columns), folder / "graded.parquet")
+    rows = _rows(2)
+    for number in range(len(rows["query"])):
+        rows["negative_2"][number] = rows["negative_2"][number] if number % 2 else None
+        rows["negative_1"][number] = rows["negative_1"][number] if number % 3 else None
+    rows["positive_2"] = [f"{text}!?" if number % 4 else None for number, text in enumerate(rows["query"])]
+    rows["passage_id"] = [text.split(",")[0] for text in rows["passage"]]
+    pq.write_table(pa.table(rows), folder / "uneven.parquet")
+    own = yaml.safe_load((folder / "manifest.yaml").read_text())["sources"][0]
+    sources = [{**own, "name": f"tiny_{name}", "files": f"{name}.parquet"} for name in ("graded", "uneven")]
+    sources[0] |= {"task_type": "similarity", "symmetric": True}
+    (folder / "graded.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    return folder / "graded.yaml"
+
+
 def write_recipe(folder, more=None, **keys):
     """Writes the sources and a recipe with two stages; ``keys`` are shared by both and replace the defaults.
 

@@ -28,7 +28,7 @@ from training.common.command import SECRET, SECRET_NAME
 from training.common.errors import UserError
 from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_keys_together, check_ranges
 from training.data.instructions import TextFormat
-from training.data.manifest import TASK_TYPES
+from training.data.manifest import TASK_TYPES, WITH_NEGATIVES
 from training.data.preparation.plan import ON_BAD_ROW
 
 # The linear layers of attention and MLP.
@@ -123,6 +123,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     num_hard_negatives_retrieval: int = learnt(7, "Negatives per retrieval row.", least=0)
     num_hard_negatives_clustering: int = learnt(9, "Negatives per clustering row.", least=0)
     num_hard_negatives_classification: int = learnt(1, "Negatives per classification row.", least=0)
+    min_hard_negatives: int | None = learnt(None, "Negatives a row must have, if fewer than are drawn.", least=0)
 
     # Objective
     temperature: float = learnt(0.05, "Divisor of the cosines.", above=0)
@@ -249,7 +250,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     @property
     def num_hard_negatives(self) -> dict[str, int]:
         """Hard negatives drawn per row, by task type."""
-        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in TASK_TYPES}
+        return {kind: getattr(self, f"num_hard_negatives_{kind}") for kind in WITH_NEGATIVES}
 
     @property
     def prepared_folder(self) -> Path:

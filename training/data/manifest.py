@@ -21,8 +21,9 @@ from training.data.storage import DataFolder, SourceFile
 
 # The name of a manifest that a command writes.
 MANIFEST = "manifest.yaml"
-# Retrieval trains with in-batch and hard negatives, the other two with hard negatives only.
-TASK_TYPES = ("retrieval", "clustering", "classification")
+# Retrieval trains with in-batch and hard negatives, the next two with hard negatives only, similarity with scores.
+TASK_TYPES = ("retrieval", "clustering", "classification", "similarity")
+WITH_NEGATIVES = TASK_TYPES[:3]
 
 
 @dataclass(frozen=True)

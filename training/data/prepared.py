@@ -15,12 +15,13 @@ from training.common.outputs import check_file
 
 # A prepared source is a folder of these files: raw little-endian arrays, a file of checksums beside each, and a JSON
 # file that is written last. Optional are the texts, with the starts of each among their bytes; a number per text, which
-# texts that differ only in spelling share; and the bad rows with the reason.
+# texts that differ only in spelling, or are of one document, share; and the bad rows with the reason.
 TOKENS, OFFSETS = "tokens.int32", "offsets.int64"
 SPLITS = {"train": "train.int32", "validation": "validation.int32"}
+SCORES = {split: f"{split}_scores.float32" for split in SPLITS}
 DESCRIPTION, QUARANTINE = "source.json", "quarantine.parquet"
 TEXTS, TEXT_OFFSETS, FORMS = "texts.utf8", "text_offsets.int64", "forms.uint64"
-FILE_PATTERNS = (DESCRIPTION, QUARANTINE, "*.int32*", "*.int64*", "*.uint64*", f"{TEXTS}*")
+FILE_PATTERNS = (DESCRIPTION, QUARANTINE, "*.int32*", "*.float32*", "*.int64*", "*.uint64*", f"{TEXTS}*")
 
 
 class PreparedSource:
@@ -28,12 +29,15 @@ class PreparedSource:
 
     Attributes:
         name: The source's name.
-        task_type: ``retrieval``, ``clustering`` or ``classification``.
-        num_negatives: Negative columns of the rows; missing negatives are -1.
-        rows: ``(n, 2 + num_negatives)`` int32 positions of query, passage and negatives among the texts, by split.
+        task_type: ``retrieval``, ``clustering``, ``classification`` or ``similarity``.
+        num_negatives: Negative columns of the rows.
+        num_positives: Positive columns of the rows, the passage included.
+        rows: ``(n, 1 + num_positives + num_negatives)`` int32 positions of query, passage, negatives and further
+            positives among the texts, by split; -1 for missing documents.
+        scores: ``(n,)`` float32 scores of the rows of a similarity source, by split; empty for other sources.
         description: The content of ``source.json``.
         mapped_files: The memory maps by file name.
-        has_texts: Whether the texts were kept; ``has_forms``: their normal forms.
+        has_texts: Whether the texts were kept; ``has_forms``: their normal forms; ``has_ids``: their documents.
         weight: That of the manifest, which no file holds.
     """
 
@@ -45,10 +49,14 @@ class PreparedSource:
             self.name: str = described["name"]
             self.task_type: str = described["task_type"]
             self.num_negatives: int = described["negatives"]
+            self.num_positives: int = described.get("positives", 1)
             self.has_texts, self.has_forms = "text_bytes" in described, "forms" in described
-            texts, width = described["texts"], 2 + self.num_negatives
+            self.has_ids = "document_ids" in described
+            texts, width = described["texts"], 1 + self.num_positives + self.num_negatives
             files = {TOKENS: ("<i4", described["tokens"]), OFFSETS: ("<i8", texts + 1)}
             files |= {name: ("<i4", described["rows"][split], width) for split, name in SPLITS.items()}
+            if self.task_type == "similarity":
+                files |= {name: ("<f4", described["rows"][split]) for split, name in SCORES.items()}
             if self.has_texts:
                 files |= {TEXTS: ("u1", described["text_bytes"]), TEXT_OFFSETS: ("<i8", texts + 1)}
             if self.has_forms:
@@ -59,6 +67,7 @@ class PreparedSource:
                 mapped = np.memmap(path, dtype, "r", shape=tuple(shape)) if all(shape) else np.zeros(shape, dtype)
                 self.mapped_files[name] = mapped
             self.rows = {split: self.mapped_files[name] for split, name in SPLITS.items()}
+            self.scores = {split: self.mapped_files[name] for split, name in SCORES.items() if name in files}
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: not a whole prepared source ({reason}); prepare it again") from None
@@ -72,6 +81,14 @@ class PreparedSource:
         for name in self.mapped_files:
             check_file(self.folder / name, f"delete {self.folder}, and it is prepared again")
         return self
+
+    def positives(self, rows: np.ndarray) -> np.ndarray:
+        """Return the ``(n, num_positives)`` positives of rows, the passage first."""
+        return np.concatenate([rows[:, 1:2], rows[:, 2 + self.num_negatives :]], axis=1)
+
+    def negatives(self, rows: np.ndarray) -> np.ndarray:
+        """Return the ``(n, num_negatives)`` negatives of rows."""
+        return rows[:, 2 : 2 + self.num_negatives]
 
     def tokens(self, text: int) -> np.ndarray:
         """Return ``(length,)`` token ids of one text, EOS last."""
@@ -89,7 +106,7 @@ class PreparedSource:
         return self.mapped_files[OFFSETS][texts + 1] - self.mapped_files[OFFSETS][texts]
 
     def forms(self, positions: np.ndarray) -> np.ndarray:
-        """Return ``(n,)`` numbers of the texts' normal forms, or the ``(n,)`` positions if forms were not kept."""
+        """Return the numbers of the texts' forms or documents, or the positions themselves if none were kept."""
         return self.mapped_files[FORMS][positions] if self.has_forms else positions
 
     def texts(self, positions: np.ndarray) -> list[str]:

@@ -1,4 +1,8 @@
-"""The published format: parquet with the text columns ``query``, ``passage`` and ``negative_1`` … ``negative_n``."""
+"""The published format: parquet with the text columns ``query``, ``passage`` and ``negative_1`` … ``negative_n``.
+
+Optional are further positives, ``positive_2`` … ``positive_p``, and document ids, such as ``passage_id``. Sources of
+the task type ``similarity`` have query, passage and a number, ``score``.
+"""
 
 from __future__ import annotations
 
@@ -54,32 +58,78 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return column.cast(pa.large_string())
 
 
-def find_faults(batch: pa.RecordBatch, negatives: Sequence[str], required_negatives: int) -> list[Fault]:
-    """Return every fault of every row of a batch, sorted by row; negatives may be null as long as enough are left."""
+def scores_of(batch: pa.RecordBatch) -> np.ndarray:
+    """Return the ``(n,)`` float32 scores of a batch, NaN where one is null."""
+    values = batch.column("score").cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    # Infinite where a number is too great.
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+class DocumentColumns(NamedTuple):
+    """The columns of a row's documents, each in order."""
+
+    positives: list[str]  # the passage, then the further ones
+    negatives: list[str]
+    ids: list[str]  # of documents
+
+
+def document_columns(names: Sequence[str]) -> DocumentColumns:
+    """Find the columns of documents among those of a file or batch."""
+
+    def numbered(kind: str) -> list[str]:
+        found = [name for name in names if re.fullmatch(rf"{kind}_\d+", name)]
+        return sorted(found, key=lambda name: int(name.removeprefix(f"{kind}_")))
+
+    positives, negatives = ["passage", *numbered("positive")], numbered("negative")
+    return DocumentColumns(
+        positives, negatives, [f"{each}_id" for each in positives + negatives if f"{each}_id" in names]
+    )
+
+
+def find_faults(batch: pa.RecordBatch, required_negatives: int = 0, task_type: str = "retrieval") -> list[Fault]:
+    """Return every fault of every row of a batch, sorted by row.
+
+    Negatives may be null as long as enough are left, and positives other than the passage.
+    """
 
     def true(mask: pa.Array) -> np.ndarray:
         return np.asarray(pc.fill_null(mask, False))
 
     faults: list[Fault] = []
     count = np.zeros(len(batch), dtype=np.int64)
-    passage = keys = None
-    for name in ("query", "passage", *negatives):
+    # What negatives are compared with.
+    positives: dict[str, tuple[pa.Array, np.ndarray | None]] = {}
+    columns = document_columns(batch.schema.names)
+    ids = {name: _decoded(text_column(batch, name)) for name in columns.ids}
+    for name in ("query", *columns.positives, *columns.negatives):
         column, undecodable = _decoded(text_column(batch, name))
         missing = np.asarray(pc.is_null(column)) & ~undecodable
         found = {"is not UTF-8": undecodable}
-        if name in negatives:
+        if name in columns.negatives:
             count += ~missing
-            equal = true(pc.equal(column, passage))
-            found["equals column 'passage'"] = equal
-            found["is column 'passage' in another spelling"] = same_form(column, passage, keys) & ~equal
-        else:
+            for other, (texts, keys) in positives.items():
+                equal = true(pc.equal(column, texts))
+                found[f"equals column {other!r}"] = equal
+                found[f"is column {other!r} in another spelling"] = same_form(column, texts, keys) & ~equal
+                if f"{name}_id" in ids and f"{other}_id" in ids:
+                    same = true(pc.equal(*(ids[f"{each}_id"][0] for each in (name, other))))
+                    found[f"has the document id of column {other!r}"] = same
+        elif name in ("query", "passage"):
             found["is null"] = missing
         found["is empty"] = true(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
         too_long = true(pc.greater(pc.utf8_length(column), MOST_CHARACTERS))
         found[f"has more than {MOST_CHARACTERS:,} characters"] = too_long
-        if name == "passage":
-            passage, keys = column, form_keys(column) if negatives else None
+        if name in columns.positives:
+            positives[name] = column, form_keys(column) if columns.negatives else None
         faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
+    for name, (column, undecodable) in ids.items():
+        # An empty id would make one document of all texts without one.
+        found = {"is not UTF-8": undecodable, "is empty": true(pc.equal(column, ""))}
+        faults += [Fault(row, name, why) for why, rows in found.items() for row in np.flatnonzero(rows).tolist()]
+    if task_type == "similarity":
+        wrong = np.flatnonzero(~np.isfinite(scores_of(batch))).tolist()
+        faults += [Fault(row, "score", "is null, NaN or infinite") for row in wrong]
     short = np.flatnonzero(count < required_negatives).tolist()
     faults += [Fault(row, "negative_*", f"has fewer than {required_negatives} texts") for row in short]
     return sorted(faults, key=lambda fault: fault.row)
@@ -108,30 +158,38 @@ class TextBatch:
     """Some rows of a file."""
 
     first_row: int  # within the file, from 0
-    columns: dict[str, list[str | None]]  # query, passage and the negatives in order; a missing negative is None
+    columns: dict[str, list[str | None]]  # query, positives and negatives in order, then ids; None for a missing one
 
     def __len__(self) -> int:
         return len(self.columns["query"])
+
+    @property
+    def passages(self) -> list[str]:
+        """The positives of each row, line by line: two rows say the same only if all of them do."""
+        names = document_columns([*self.columns]).positives
+        return ["\n".join(filter(None, texts)) for texts in zip(*map(self.columns.get, names), strict=True)]
 
 
 class PublishedFile:
     """One parquet file of a source, such as ``hf://datasets/OWNER/NAME/a.parquet``; open only while it is read."""
 
-    def __init__(self, path: str | SourceFile, required_negatives: int = 0) -> None:
+    def __init__(self, path: str | SourceFile, required_negatives: int = 0, task_type: str = "retrieval") -> None:
         if isinstance(path, str):
             path = RemoteFile(path) if "://" in path else Path(path)
-        self.path, self.required_negatives = path, required_negatives
+        self.path, self.required_negatives, self.task_type = path, required_negatives, task_type
         with self._open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-        negatives = [name for name in schema.names if re.fullmatch(r"negative_\d+", name)]
-        self.negatives = sorted(negatives, key=lambda name: int(name.removeprefix("negative_")))
-        self.require(required_negatives, "retrieval")
+        self.positives, self.negatives, self.ids = document_columns(schema.names)
+        self.columns = ["query", *self.positives, *self.negatives, *self.ids]
+        self.require(required_negatives)
         # Arrow cannot filter views.
         plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
         fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
         self.schema = pa.schema(fields, metadata=schema.metadata)
-        for name in ("query", "passage", *self.negatives):
+        for name in self.columns:
             self._check_text(name)
+        if task_type == "similarity":
+            self._check_scores()
         self.num_rows = metadata.num_rows
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; build it again or leave it out")
@@ -151,15 +209,27 @@ class PublishedFile:
         ):
             yield parquet
 
-    def require(self, negatives: int, task_type: str) -> None:
-        """Refuse a file that has too few negative columns for a source of a task type."""
-        there = len(self.negatives)
+    def require(self, negatives: int) -> None:
+        """Refuse a file that has too few negative columns for its task type."""
+        there, task_type = len(self.negatives), self.task_type
         if there < negatives:
             what = f"{self.path}: {there} negative columns, but {negatives} negatives are drawn for each row"
             remedy = f"write 'num_hard_negatives_{task_type}: {there}'"
             if there == 0 and task_type != "retrieval":
                 remedy = f"{task_type} learns from nothing else: leave the source out of 'sources'"
             raise UserError(f"{what}; {remedy}, or add columns (training/mine.py finds negatives)")
+
+    def _check_scores(self) -> None:
+        if more := [*self.positives[1:], *self.negatives]:
+            what = f"{self.path}: column {more[0]!r} has no use beside scores"
+            raise UserError(f"{what}; take it out, or give the source another task_type than similarity")
+        if "score" not in self.schema.names:
+            what = f"{self.path}: column 'score' is missing; it has {', '.join(self.schema.names)}"
+            raise UserError(f"{what}; add it, or give the source another task_type than similarity")
+        kind = self.schema.field("score").type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise UserError(f"{self.path}: column 'score' holds {kind}, not numbers; convert it to float64")
+        self.columns.append("score")
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)
@@ -176,7 +246,7 @@ class PublishedFile:
         """Yield the rows in order, without instructions if ``raw``; a bad row is an error unless it is skipped."""
         row = 0
         for batch in self.record_batches(batch_rows):
-            faults, rows = find_faults(batch, self.negatives, self.required_negatives), len(batch)
+            faults, rows = find_faults(batch, self.required_negatives, self.task_type), len(batch)
             if faults and not skip_bad:
                 raise bad_row(self.path, row, faults[0])
             if faults:
@@ -190,8 +260,8 @@ class PublishedFile:
     def record_batches(
         self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield query, passage and negatives, or all columns, unchecked, of a range of row groups or of all."""
-        columns = None if all_columns else ["query", "passage", *self.negatives]
+        """Yield ``columns``, or all columns, unchecked, of a range of row groups or of all."""
+        columns = None if all_columns else self.columns
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
             rows = min(batch_rows or _BATCH_ROWS, self.batch_rows)

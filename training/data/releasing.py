@@ -47,10 +47,12 @@ MAX_FILE_BYTES = 500_000_000
 _RECORDS = ("build.json", "mining.json")
 # Increase it when the same data gives another release than before.
 _FORMAT = 4
-_TASK_CATEGORIES = {"retrieval": "text-retrieval"} | dict.fromkeys(TASK_TYPES[1:], "text-classification")
+_TASK_CATEGORIES = {"retrieval": "text-retrieval", "similarity": "sentence-similarity"} | dict.fromkeys(
+    TASK_TYPES[1:3], "text-classification"
+)
 _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 # Columns of the published format, which the card describes.
-_FORMAT_COLUMN = re.compile(r"query|passage|lang|negative_\d+")
+_FORMAT_COLUMN = re.compile(r"query|passage|lang|(negative|positive)_\d+")
 # Bars of the plot.
 _SHOWN = 40
 _NO_LANGUAGE = {SEVERAL: "several languages", "zxx": "programming languages"}
@@ -112,7 +114,7 @@ def release(
         if _is_released(output, made_of):
             logger.info("%s: holds this release already", output)
             return output
-        opened = {source.name: [PublishedFile(file) for file in source.files] for source in chosen}
+        opened = {each.name: [PublishedFile(file, 0, each.task_type) for file in each.files] for each in chosen}
         rows = {source: sum(file.num_rows for file in files) for source, files in opened.items()}
         facts = {
             "repository": repository,
@@ -190,7 +192,7 @@ def _copy_source(source: Source, files: Sequence[PublishedFile], folder: Path, m
     tagged = "lang" in schema.names and not pa.types.is_nested(schema.field("lang").type)
     for path in paths:
         for batch in PublishedFile(path).record_batches(all_columns=True):
-            faulty += len({fault.row for fault in find_faults(batch, files[0].negatives, 0)})
+            faulty += len({fault.row for fault in find_faults(batch, 0, source.task_type)})
             tags.update(text_column(batch, "lang").to_pylist() if tagged else [None] * len(batch))
     logger.info("%s: %d rows", source.name, tags.total())
     if faulty:
@@ -242,6 +244,7 @@ def card_facts(released: Sequence[ReleasedSource], name: str, licence: str | Non
         "size": f"{size / 10**exponent:,.1f} {unit}",
         "language_count": len(languages.keys() - SPECIAL_LANGUAGES.keys()),
         "more_columns": sorted(columns),
+        "several_positives": any(column.startswith("positive_") for each in released for column in each.columns),
         "sources": [{"name": each.source.name, "rows": each.rows} for each in released],
         "source_rows": [_source_row(each) for each in released],
         "task_types": _grouped(released, lambda each: each.source.task_type),

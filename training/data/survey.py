@@ -127,7 +127,7 @@ def _collection(entry: Entry, cap: int | None, found: dict[str, list[SourceFile]
     for file in each:
         languages = file_languages(entry, file) if entry.each_file else entry.languages
         try:
-            opened = PublishedFile(file)
+            opened = PublishedFile(file, task_type=entry.task_type)
             about = (opened.num_rows, len(opened.negatives), languages, "lang" in opened.schema.names)
             readable.append(FileSurvey(str(file), *about))
         except UserError as error:

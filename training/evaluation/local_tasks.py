@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
-from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
+from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.languages import check_language_code
+from mteb.types import PromptType
 
 from training.common.errors import UserError
 from training.common.keyed import text_key
@@ -40,6 +41,8 @@ LEAST_SHARED = 10
 SPLIT, _ALL = "test", "default"
 # A text and the query of the same text share an id: no query finds itself.
 _FINDS_OTHERS = {"ignore_identical_ids": True}
+# The first text of a graded pair is a query, the second a document.
+_PROMPTED = {"input1_prompt_type": PromptType.query, "input2_prompt_type": PromptType.document}
 # By mteb's type of task: base class, category, main score and attributes.
 _KINDS: dict[str, tuple[type[AbsTask], str, str, dict[str, Any]]] = {
     # mteb's ranks up to a thousand take longer than all else where texts are short and subsets many.
@@ -47,6 +50,7 @@ _KINDS: dict[str, tuple[type[AbsTask], str, str, dict[str, Any]]] = {
     "Reranking": (AbsTaskRetrieval, "t2t", "map_at_1000", _FINDS_OTHERS),
     "BitextMining": (AbsTaskBitextMining, "t2t", "f1", {}),
     "Classification": (AbsTaskClassification, "t2c", "accuracy", {}),
+    "STS": (AbsTaskSTS, "t2t", "cosine_spearman", _PROMPTED),
     "Clustering": (AbsTaskClustering, "t2c", "v_measure", {"max_fraction_of_documents_to_embed": None}),
 }
 
@@ -122,13 +126,18 @@ def _validation_task(source: PreparedSource) -> AbsTask:
     alone = (without_instruction(text.removeprefix(prompt)) for text in source.texts(positions))
     texts = dict(zip(positions.tolist(), alone, strict=True))
     queries, passages = ([texts[position] for position in column] for column in rows[:, :2].T.tolist())
-    negatives = [[texts[each] for each in row if each >= 0] for row in rows[:, 2:].tolist()]
+    positives, negatives = (
+        [[texts[each] for each in row if each >= 0] for row in of(rows).tolist()]
+        for of in (source.positives, source.negatives)
+    )
     name, tags = f"{_camel_case(source.name)}Validation", source.description.get("languages") or []
     try:
         # Rows of several languages are not separated.
         languages = [language_code(*tags)] if len(tags) == 1 else []
     except ValueError:
         languages = []
+    if source.task_type == "similarity":
+        return similarity(f"{name}STS", folder, languages, queries, passages, source.scores["validation"].tolist())
     # The passages of classification are labels. Clustering rows do not name their class, and other rows may have the
     # same: reranking searches the row's own negatives.
     if source.task_type == "classification":
@@ -137,10 +146,10 @@ def _validation_task(source: PreparedSource) -> AbsTask:
         raise TooFewError(f"{folder}: no validation row has a negative to tell its passage from; mine some")
     kind = "Retrieval" if source.task_type == "retrieval" else "Reranking"
     answers, candidates = defaultdict(list), defaultdict(list)
-    for query, passage, own in zip(queries, passages, negatives, strict=True):
-        answers[query].append(passage)
-        candidates[query] += [passage, *own]
-    split = Corpus(chain(passages, *negatives)).split(answers, candidates if kind == "Reranking" else None)
+    for query, right, own in zip(queries, positives, negatives, strict=True):
+        answers[query] += right
+        candidates[query] += [*right, *own]
+    split = Corpus(chain(passages, *positives, *negatives)).split(answers, candidates if kind == "Reranking" else None)
     return make_task(kind, f"{name}{kind}", folder, languages, {_ALL: {SPLIT: split}})
 
 
@@ -241,15 +250,18 @@ def _subset(codes: tuple[str, ...]) -> str:
 def read_pairs(path: Path, passage_language: str | None = None) -> PairRows:
     """Read a file in the published format; the arguments are those of :func:`pair_tasks`."""
     file = PublishedFile(path)
-    queries, passages, negatives = [], [], []
+    queries, positives, negatives = [], [], []
     for batch in file.batches(raw=True):
         queries += batch.columns["query"]
-        passages += batch.columns["passage"]
-        rows = zip(*(batch.columns[name] for name in file.negatives), strict=True)
-        negatives += [[text for text in row if text is not None] for row in rows]
+        for texts, names in ((positives, file.positives), (negatives, file.negatives)):
+            rows = zip(*(batch.columns[name] for name in names), strict=True)
+            texts += [[text for text in row if text is not None] for row in rows]
     languages = _read_languages(file, "lang", "script")
     passage_languages = _read_languages(file, "passage_lang", "passage_script", passage_language or "")
-    return PairRows(queries, passages, negatives or [[]] * len(queries), languages, passage_languages)
+    rows = zip(queries, positives, negatives or [[]] * len(queries), languages, passage_languages, strict=True)
+    # A pair of each positive.
+    pairs = [(query, passage, *rest) for query, passages, *rest in rows for passage in passages]
+    return PairRows(*map(list, zip(*pairs, strict=True)))
 
 
 def _read_languages(file: PublishedFile, language: str, script: str, default: str = "") -> list[str]:
@@ -362,3 +374,15 @@ def clustering(name: str, path: Path, languages: Sequence[str], labels: pd.DataF
     """Make a clustering task of :func:`labels_of`."""
     data = {SPLIT: Dataset.from_dict({"sentences": labels.text.tolist(), "labels": labels.label.tolist()})}
     return make_task("Clustering", name, path, languages, DatasetDict(data))
+
+
+def similarity(
+    name: str, path: Path, languages: Sequence[str], one: Sequence[str], other: Sequence[str], scores: Sequence[float]
+) -> AbsTask:
+    """Make a task of graded pairs, whose order of scores the cosines should have."""
+    if len(set(scores)) < 2:
+        raise TooFewError(f"{path}: its validation rows have one score alone, which orders nothing")
+    pairs = Dataset.from_dict({"sentence1": one, "sentence2": other, "score": scores})
+    task = make_task("STS", name, path, languages, DatasetDict({SPLIT: pairs}))
+    task.min_score, task.max_score = min(scores), max(scores)
+    return task

@@ -71,7 +71,7 @@ def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> floa
 
 @torch.inference_mode()
 def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
-    rows = np.asarray(source.rows["validation"])
+    rows = np.asarray(source.rows["validation"])[:, : 2 + source.num_negatives]
     texts, index = np.unique(rows, return_inverse=True)
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     for batch in packed_texts(source, texts[texts >= 0], 8192):

@@ -146,9 +146,11 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: 
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
     length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
-    columns = {task_type: 2 + negatives for task_type, negatives in args.num_hard_negatives.items()}
     share = 1 - args.validation_share if split == "train" else args.validation_share
-    described = [(columns[each.task_type], rows * share, each.weight) for each in sizes for rows in each.rows]
+    negatives = args.num_hard_negatives
+    described = [
+        (2 + negatives.get(each.task_type, 0), rows * share, each.weight) for each in sizes for rows in each.rows
+    ]
     cells, rows, weights = np.array(described).T
     mixing = (weights, args.source_temperature) if split == "train" else ()
     counts, taken = epoch_batches(rows, args.global_batch_size, *mixing)

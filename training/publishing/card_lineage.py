@@ -147,6 +147,7 @@ def _stage(stage: StageRecord, links: Mapping[str, str]) -> dict[str, Any]:
         "epochs": None if stage.epochs is None else float(f"{stage.epochs:.3g}"),
         "negatives": [f"{stage.arguments[key]} for {each}" for each, key in keys.items() if key in stage.arguments],
         "retrieves": "retrieval" in task_types,
+        "compares": "similarity" in task_types,
     }
 
 

@@ -61,7 +61,6 @@ def _builds(args: StageArguments) -> dict[str, tuple[int, list[RawSource]]]:
             columns,
             held_out_share=args.held_out_share,
             on_bad_row=bad,
-            instruction="Given a question, retrieve passages that can help answer the question.",
         )
     }
     if args.elsewhere not in (None, NONE):

@@ -23,7 +23,7 @@ from training.config.recipe import Stage
 from training.data.builders import build
 from training.data.manifest import Source, load_manifest, select_sources
 from training.data.preparation.pipeline import prepare
-from training.data.preparation.plan import PreparationOptions
+from training.data.preparation.plan import PreparationOptions, least_negatives
 from training.data.prepared import PreparedSource, put_aside, sources_table
 from training.distillation.distillation import Distillation, inspect_teacher, make_distillation
 from training.evaluation.pairs import Pairs, PairsCallback, load_stage_pairs, sample_pairs
@@ -146,7 +146,7 @@ def prepare_sources(
     same = ("max_length", "instructions", "document_instruction_share", "validation_share", "seed", "on_bad_row")
     options = PreparationOptions(
         **{name: getattr(args, name) for name in same},
-        num_hard_negatives=tuple(args.num_hard_negatives.items()),
+        num_hard_negatives=least_negatives(args.num_hard_negatives, args.min_hard_negatives),
         keep_texts=keep_texts,
         query_prompt=default_query_prompt(args) if any(each.instruction is None for each in sources) else None,
         text_forms=args.mask_duplicates,
@@ -172,7 +172,7 @@ def check_contrasts(args: StageArguments, sources: Sequence[Source]) -> None:
     """
     for source in sources if not (args.prunes or args.learns_from_teacher) else ():
         kind = source.task_type
-        if kind != "retrieval" and not args.num_hard_negatives[kind]:
+        if kind in ("clustering", "classification") and not args.num_hard_negatives[kind]:
             default = type(args).__dataclass_fields__[f"num_hard_negatives_{kind}"].default
             raise UserError(
                 f"source {source.name!r}: {kind} learns from hard negatives alone, and none are drawn; write "

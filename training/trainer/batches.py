@@ -11,12 +11,11 @@ from torch.utils.data import Dataset, Sampler
 
 from training.common.keyed import keyed_bits
 from training.config.arguments import StageArguments
-from training.data.preparation.plan import required_negatives
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherCache
 from training.models.encoding import lay_out
 
-_ROW_ORDER, _BATCH_ORDER, _NEGATIVES = 11, 12, 21
+_ROW_ORDER, _BATCH_ORDER, _NEGATIVES, _POSITIVE = 11, 12, 21, 22
 # Sources that a line can name.
 _MOST_SHOWN = 8
 
@@ -119,10 +118,11 @@ def epoch_line(sampler: GlobalBatchSampler, names: Sequence[str]) -> str | None:
 
 
 class Row(NamedTuple):
-    """A row and its key; ``positions`` are those of query, passage and all negatives among the source's texts."""
+    """A row and its key; ``positions`` are those of the prepared source's row, ``score`` is that of a graded pair."""
 
     key: RowKey
     positions: np.ndarray
+    score: float | None = None
 
 
 class PreparedRows(Dataset[Row]):
@@ -135,22 +135,36 @@ class PreparedRows(Dataset[Row]):
         return sum(len(source.rows[self.split]) for source in self.sources)
 
     def __getitem__(self, key: RowKey) -> Row:
-        return Row(key, np.asarray(self.sources[key.source].rows[self.split][key.row]))
+        source = self.sources[key.source]
+        score = float(source.scores[self.split][key.row]) if source.scores else None
+        return Row(key, np.asarray(source.rows[self.split][key.row]), score)
+
+
+def _own_forms(source: PreparedSource, positions: np.ndarray) -> np.ndarray | None:
+    """Return ``(b, p)`` forms of all positives of rows; None if each has one, of which no document is known."""
+    if source.num_positives == 1 and not source.has_ids:
+        return None
+    own = source.positives(positions)
+    # The passage again in place of a missing one.
+    return source.forms(np.where(own < 0, own[:, :1], own))
 
 
 class PackedCollator:
-    """Draws the hard negatives of each row and packs this process's share of the batch's distinct texts.
+    """Draws positive and hard negatives of each row and packs this process's share of the batch's distinct texts.
 
-    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, none of a
-    retrieval source that has none. Every process is given all rows of the global batch and reads the tokens of its own
-    texts only: each distinct text is encoded once, by one process.
+    The negatives of a row are drawn by (seed, epoch, source, row) alone: ``num_hard_negatives`` by task type, or all of
+    a row that has no more. Of a row's positives each epoch trains one, in turn. Every process is given all rows of the
+    global batch and reads the tokens of its own texts only: each distinct text is encoded once, by one process.
 
     A batch is a dict of
 
     - ``input_ids``: ``(1, T)``, this process's texts end to end, chunk by chunk, shortest first;
     - ``chunk_lengths``, ``slots`` and ``max_rows_per_rank``: see :class:`~training.models.encoding.BatchLayout`;
-    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts;
-    - ``forms``: ``(n,)``, equal for texts that differ in spelling only, where the source knows;
+    - ``query``, ``positive``: ``(b,)``, and ``negatives``: ``(b, k)``, all rows of the batch as indices into the texts,
+      -1 for a negative that a row does not have;
+    - ``forms``: ``(n,)``, equal for texts that differ in spelling only or are of one document, where the source knows;
+    - ``own_forms``: ``(b, p)``, forms of all positives of a row, if the source has several or knows documents;
+    - ``scores``: ``(b,)`` float32, of graded pairs;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
     - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
     - ``tokens``: tokens of all ``n`` distinct texts;
@@ -171,7 +185,7 @@ class PackedCollator:
     ) -> None:
         self.sources = list(sources)
         # By source.
-        self._drawn = [required_negatives(num_hard_negatives, each.task_type, each.num_negatives) for each in sources]
+        self._drawn = [min(num_hard_negatives.get(each.task_type, 0), each.num_negatives) for each in sources]
         self._seed, self._layout = seed, (rank, world_size, max_tokens_per_forward)
         self._teacher_cache, self._teacher_width = teacher_cache, teacher_width
 
@@ -190,6 +204,10 @@ class PackedCollator:
             **{"own_texts": own.tolist(), "tokens": int(lengths.sum()), "rows": [row.key.row for row in rows]},
             **{"source": source.name, "task_type": source.task_type},
         }
+        if rows[0].score is not None:
+            batch["scores"] = torch.tensor([row.score for row in rows])
+        if (own := _own_forms(source, np.stack([row.positions for row in rows]))) is not None:
+            batch["own_forms"] = torch.from_numpy(own.astype(np.int64))
         # Of the whole batch on every process: reading is cheaper than gathering.
         if self._teacher_cache is not None:
             batch["teacher"] = torch.from_numpy(self._teacher_cache.read(source.name, texts, self._teacher_width))
@@ -202,20 +220,40 @@ class PackedCollator:
     def _distinct_texts(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """Return the ``n`` texts of some rows, shortest first, their lengths, and ``(b, 2 + k)`` indices into them."""
         positions = np.stack([row.positions for row in rows]).astype(np.int64)
-        negatives = self._draw_negatives([row.key for row in rows], positions[:, 2:])
-        texts, index = np.unique(np.concatenate([positions[:, :2], negatives], axis=1), return_inverse=True)
-        lengths = self.sources[rows[0].key.source].lengths(texts)
+        keys, source = [row.key for row in rows], self.sources[rows[0].key.source]
+        positive = self._draw_positive(keys, source.positives(positions))
+        negatives = source.negatives(positions)
+        if (own := _own_forms(source, positions)) is not None:
+            # What is known of documents by other rows, too.
+            same = source.forms(np.maximum(negatives, 0))[:, :, None] == own[:, None]
+            negatives = np.where(same.any(axis=2), -1, negatives)
+        negatives = self._draw_negatives(keys, negatives)
+        positions = np.concatenate([positions[:, :1], positive, negatives], axis=1)
+        texts, index = np.unique(positions, return_inverse=True)
+        # Without the position of missing negatives, which is the least, their index becomes -1.
+        missing = int(texts[0] < 0)
+        texts, index = texts[missing:], index - missing
+        lengths = source.lengths(texts)
         order = np.argsort(lengths, kind="stable")
-        rank = np.empty_like(order)
+        rank = np.full(len(order) + 1, -1)
         rank[order] = np.arange(len(order))
         return texts[order], lengths[order], torch.from_numpy(rank[index].reshape(len(rows), -1))
 
+    def _draw_positive(self, keys: Sequence[RowKey], positives: np.ndarray) -> np.ndarray:
+        """``(b, p)`` positions, -1 where a row has none → ``(b, 1)``: all of a row in turn, epoch by epoch."""
+        if positives.shape[1] == 1:
+            return positives
+        epoch, source, row = np.array(keys, dtype=np.int64).T
+        count = (positives >= 0).sum(axis=1)
+        start = keyed_bits(self._seed, _POSITIVE, source, row) % count.astype(np.uint64)
+        turn = (start.astype(np.int64) + epoch) % count
+        there = np.argsort(positives < 0, axis=1, kind="stable")
+        return np.take_along_axis(positives, np.take_along_axis(there, turn[:, None], axis=1), axis=1)
+
     def _draw_negatives(self, keys: Sequence[RowKey], negatives: np.ndarray) -> np.ndarray:
-        """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement."""
+        """``(b, n)`` positions, -1 where a row has none → ``(b, k)`` drawn without replacement, -1 last."""
         epoch, source, row = np.array(keys, dtype=np.int64).T[:, :, None]
         draws = keyed_bits(self._seed, _NEGATIVES, epoch, source, row, np.arange(negatives.shape[1]))
         draws = np.where(negatives >= 0, draws, np.iinfo(np.uint64).max)
         chosen = np.argsort(draws, axis=1, kind="stable")[:, : self._drawn[keys[0].source]]
-        drawn = np.take_along_axis(negatives, chosen, axis=1)
-        assert (drawn >= 0).all(), "preparation checks that every row has enough negatives"
-        return drawn
+        return np.take_along_axis(negatives, chosen, axis=1)

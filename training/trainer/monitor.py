@@ -174,7 +174,8 @@ class StepWatch:
     def _worst(self, batch: Mapping[str, Any], scores: Tensor) -> list[dict[str, Any]]:
         # What is not finite outweighs everything.
         scores = torch.nan_to_num(scores.float(), nan=math.inf, posinf=math.inf)
-        of_row = scores[batch["query"]] + scores[batch["positive"]] + scores[batch["negatives"]].sum(dim=1)
+        of_negatives = torch.where(batch["negatives"] < 0, 0.0, scores[batch["negatives"]]).sum(dim=1)
+        of_row = scores[batch["query"]] + scores[batch["positive"]] + of_negatives
         source = self._sources[batch["source"]]
         worst = []
         for index in of_row.argsort(descending=True, stable=True)[:_ROWS].tolist():

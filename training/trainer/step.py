@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from modeling_f2llm.losses import TEMPERATURE, distillation_loss, hard_negative_loss, in_batch_loss
+from modeling_f2llm.losses import TEMPERATURE, cosent_loss, distillation_loss, hard_negative_loss, in_batch_loss
 from training.common.keyed import keyed_bits
 from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import batch_chunks, embed_chunk, gather_rows
@@ -33,14 +33,15 @@ _DROPOUT = 31
 class Objective:
     """F2LLM's objective: contrastive terms, and distillation where there is a teacher.
 
-    Hard negatives train every task type, in-batch negatives retrieval only: in clustering and classification the
-    positives of other rows may be of the same class.
+    Hard negatives train every task type but similarity, whose pairs are ordered by their scores; in-batch negatives
+    train retrieval only: in clustering and classification the positives of other rows may be of the same class.
     """
 
     temperature: float = TEMPERATURE
     dims: Sequence[int] | None = None  # of matryoshka learning, widest first; None for the full width only
     # Leave another row's positive out of a row's in-batch negatives if it is the text of this row's positive or query,
     # or the rows share their query, in any spelling and with or without instruction; the published training keeps it.
+    # One of a row's own several positives is always left out.
     mask_duplicates: bool = False
     # Without, positives do not learn from the in-batch term, as in the published training on several GPUs.
     gather_gradients: bool = True
@@ -59,7 +60,8 @@ class Objective:
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
-        negatives = embeddings[batch["negatives"]]
+        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
+        negatives, missing = embeddings[batch["negatives"]], batch["negatives"] < 0
         terms = {}
         if batch["task_type"] == "retrieval":
             terms["in_batch"] = in_batch_loss(
@@ -67,23 +69,37 @@ class Objective:
                 positive if self.gather_gradients else positive.detach(),
                 temperature=self.temperature,
                 dims=self.dims,
-                exclude=_duplicates(batch) if self.mask_duplicates else None,
+                exclude=_no_negatives(batch, self.mask_duplicates),
             )
-        terms["hard"] = hard_negative_loss(query, positive, negatives, temperature=self.temperature, dims=self.dims)
+        if batch["task_type"] == "similarity":
+            terms["similarity"] = cosent_loss(
+                query, positive, batch["scores"], temperature=self.temperature, dims=self.dims
+            )
+        else:
+            terms["hard"] = hard_negative_loss(
+                query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=missing
+            )
         if teacher is not None:
-            roles = [batch[role] for role in ("query", "positive", "negatives")]
+            roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
         return terms
 
 
-def _duplicates(batch: Mapping[str, Any]) -> Tensor:
+def _no_negatives(batch: Mapping[str, Any], mask_duplicates: bool) -> Tensor | None:
     """Return ``(b, b)`` booleans: other rows whose positive must not be a negative of this row's query."""
     query, positive = batch["query"], batch["positive"]
     if "forms" in batch:
         query, positive = batch["forms"][query], batch["forms"][positive]
-    same = (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
+    same = torch.zeros(len(query), len(query), dtype=torch.bool, device=query.device)
+    if mask_duplicates:
+        same |= (query[:, None] == query) | (positive[:, None] == positive) | (query[:, None] == positive)
+    elif "own_forms" not in batch:
+        return None
+    # Column by column: all pairs of positives of a large batch would take much memory.
+    for own in batch["own_forms"].unbind(1) if "own_forms" in batch else ():
+        same |= own[:, None] == positive
     return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
 
 

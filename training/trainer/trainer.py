@@ -84,8 +84,10 @@ class F2LLMTrainer(SavingTrainer):
             # Weights and gradients stay fp32 and layers compute in bf16 by autocast, as without sharding.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.interruption = Interruption(self.accelerator)
-        retrieves = any(source.task_type == "retrieval" for source in self.sources)
-        self.console = Console(["in_batch"] * retrieves + ["hard"] + ["distillation"] * (distillation is not None))
+        kinds = {source.task_type for source in self.sources}
+        terms = {"in_batch": "retrieval" in kinds, "hard": kinds != {"similarity"}, "similarity": "similarity" in kinds}
+        terms["distillation"] = distillation is not None
+        self.console = Console([term for term, there in terms.items() if there])
         self.projection = None if distillation is None else distillation.projection
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)

@@ -11,7 +11,8 @@ from training.config.arguments import LORA_TARGETS, StageArguments, greater_is_b
 from training.config.recipe import load_recipe
 from training.models.adapters import adapter_config
 
-LOSSES = ["loss", "eval_loss", "retrieval", "clustering", "classification", "source/qa", "eval_source/accuracy_qa"]
+LOSSES = ["loss", "eval_loss", "retrieval", "clustering", "classification", "similarity", "source/qa"]
+LOSSES += ["eval_source/accuracy_qa"]
 SCORES = ["pairs_accuracy", "eval_pairs_accuracy_dim64", "pairs_ndcg_at_10", "pairs_recall_at_10", "pairs_mrr"]
 
 

@@ -148,7 +148,7 @@ def test_too_few_rows_or_negative_columns(write, refuses):
         PublishedFile(path, required_negatives=3)
     for task_type in ("retrieval", "clustering"):
         with refuses(path, f"'num_hard_negatives_{task_type}: 2'"):
-            PublishedFile(path).require(3, task_type)
+            PublishedFile(path, task_type=task_type).require(3)
 
 
 BROKEN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"d", b"\xff\xfe", b"e"]).buffers())
@@ -165,15 +165,59 @@ BROKEN = pa.Array.from_buffers(pa.string(), 3, pa.array([b"d", b"\xff\xfe", b"e"
         (1, "negative_2", ["d", "Curaçao", None], "equals column 'passage'"),
         (1, "negative_1", ["d", "Curac\u0327ao.", "e"], "is column 'passage' in another spelling"),
         (2, "passage", ["d", "e", "z" * (MOST_CHARACTERS + 1)], "has more than 1,000,000 characters"),
+        (2, "positive_2", ["d", "e", "z" * (MOST_CHARACTERS + 1)], "has more than 1,000,000 characters"),
+        (0, "positive_2", [" ", "e", None], "is empty"),
+        (1, "positive_2", BROKEN, "is not UTF-8"),
+        (0, "negative_1", ["More", "e", "f"], "equals column 'positive_2'"),
+        (0, "negative_1", ["more!", "e", "f"], "is column 'positive_2' in another spelling"),
+        (0, "passage_id", ["", "2", None], "is empty"),
+        (1, "passage_id", BROKEN, "is not UTF-8"),
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_faulty_row(write, refuses, row, column, values, fault):
     columns = {"query": THREE, "passage": ["x", "Curaçao", "z"], "negative_1": ["a", "b", "c"], "negative_2": THREE}
+    columns |= {"positive_2": ["More", None, None], "passage_id": ["1", "1", None]}
     path = write(**columns)
     assert len(read(path, required_negatives=2)) == 3
     with refuses(path, f"row {row},", f"column {column!r} {fault}"):
         read(write(**columns | {column: values}))
+
+
+def test_documents_of_a_row(write, refuses):
+    columns = {"query": THREE, "passage": ["x", "y", "z"], "negative_1": ["a", "b", "c"], "positive_10": THREE}
+    columns |= {"positive_2": ["k", None, "l"], "positive_2_id": ["1", "2", None], "query_id": THREE}
+    file = PublishedFile(write(**columns))
+    assert file.positives == ["passage", "positive_2", "positive_10"] and file.ids == ["positive_2_id"]
+    (batch,) = file.batches()
+    assert batch.passages == ["x\nk\none", "y\nzwei", "z\nl\nтри"]
+    assert len(read(write(**columns, negative_1_id=["2", None, None]))) == 3
+    with refuses("row 1,", "column 'negative_1' has the document id of column 'positive_2'"):
+        read(write(**columns, negative_1_id=[None, "2", None]))
+    with refuses("column 'negative_1_id' holds int64, not text"):
+        read(write(**columns, negative_1_id=[1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [
+        ({"score": [1.0, None, 2.0]}, ["row 1,", "'score' is null, NaN or infinite"]),
+        ({"score": [1.0, 2.0, float("nan")]}, ["row 2,", "'score' is null, NaN or infinite"]),
+        ({"score": [float("-inf"), 2.0, 1.0]}, ["row 0,", "'score' is null, NaN or infinite"]),
+        ({"score": pa.nulls(3)}, ["row 0,", "'score' is null, NaN or infinite"]),
+        ({"score": ["1", "2", "3"]}, ["column 'score' holds string, not numbers"]),
+        ({}, ["column 'score' is missing", "query, passage"]),
+        ({"score": [1, 2, 3], "negative_1": THREE}, ["column 'negative_1' has no use beside scores"]),
+        ({"score": [1, 2, 3], "positive_2": THREE}, ["column 'positive_2' has no use beside scores"]),
+    ],
+)
+def test_faulty_graded_pairs(write, refuses, columns, parts):
+    path = write(query=THREE, passage=["a", "b", "c"], score=[1, 3, 2])
+    (batch,) = PublishedFile(path, task_type="similarity").batches()
+    assert batch.columns["score"] == [1, 3, 2]
+    path = write(query=THREE, passage=["a", "b", "c"], **columns)
+    with refuses(path, *parts):
+        list(PublishedFile(path, task_type="similarity").batches())
 
 
 def handles(path):

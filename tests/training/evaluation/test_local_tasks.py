@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, label_ranking_average_precision_score, ndcg_score, v_measure_score
@@ -307,6 +308,40 @@ def test_validation_rows_of_clustering_and_classification(encoder, write_source,
     halves = local_tasks(folder)[0].dataset.values()
     known = [(each, label) for half in halves for each, label in zip(half["text"], half["label"], strict=True)]
     assert {each: names[label] for each, label in known} == labels
+
+
+def test_all_positives_of_a_validation_row_are_right(tmp_path, prepare_source):
+    rows = range(20)
+    path = write(
+        tmp_path / "several.parquet",
+        query=[text("question", row) for row in rows],
+        passage=[text("answer", row) for row in rows],
+        positive_2=[text("second", row) if row % 2 else None for row in rows],
+    )
+    (task,) = local_tasks(prepare_source(Source("several", [path], "retrieval", "Find."), validation_share=0.5))
+    split = task.dataset["default"]["test"]
+    texts = dict(zip(split["corpus"]["id"], split["corpus"]["text"], strict=True))
+    queries = dict(zip(split["queries"]["id"], split["queries"]["text"], strict=True))
+    right = {queries[query].split()[-1]: {texts[each] for each in own} for query, own in split["relevant_docs"].items()}
+    assert len(right) == 10
+    for row, own in right.items():
+        also = {text("second", int(row))} if int(row) % 2 else set()
+        assert own == {text("answer", int(row)), *also}
+    pairs = local_tasks(path)[0].dataset["default"]["test"]
+    assert sorted(map(len, pairs["relevant_docs"].values())) == [1] * 10 + [2] * 10
+
+
+def test_validation_rows_of_similarity(tmp_path, encoder, prepare_source):
+    rows = range(40)
+    columns = {"query": [text("one", row) for row in rows], "passage": [text("other", 7 * row) for row in rows]}
+    path = write(tmp_path / "graded.parquet", **columns, score=[row * 7 % 10 / 4 for row in rows])
+    source = Source("graded", [path], "similarity", "Compare.", symmetric=True)
+    folder = prepare_source(source)
+    kept = validation_rows(folder, source)
+    similar = [cosines(encoder, [row["query"]], [row["passage"]])[0, 0] for row in kept]
+    (score,) = evaluate(encoder, folder).scores
+    assert (score.task, score.examples) == ("GradedValidationSTS", len(kept))
+    assert score.value == pytest.approx(spearmanr(similar, [row["score"] for row in kept])[0], **ROUNDED)
 
 
 def test_sources_without_texts_or_rows_are_refused(write_source, prepare_source, refuses):

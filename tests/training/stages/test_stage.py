@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.training.data.gettext_catalogs.gettext_folders import write_catalogs
-from tests.training.recipes import NO_NEW_MODEL, error_of, state_of, write_recipe, write_single_stage
+from tests.training.recipes import NO_NEW_MODEL, error_of, state_of, write_graded, write_recipe, write_single_stage
 from training.common.outputs import locked
 from training.evaluation.records import load_evaluation
 from training.run_stage import main
@@ -242,3 +243,17 @@ def test_quickstart_beats_the_baseline_and_truncates(tmp_path, monkeypatch):
     accuracy = large["accuracy"]
     assert accuracy["128"] >= 1.4 * large["tfidf"] and accuracy["32"] >= 0.85 * accuracy["128"]
     assert small["accuracy"]["40"] >= 1.1 * small["tfidf"]
+
+
+def test_graded_pairs_are_trained_beside_other_sources(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    recipe = write_single_stage(tmp_path, task_types=None, num_train_epochs=6, min_hard_negatives=0)
+    graded = write_graded(tmp_path / "data")
+    assert main([str(recipe), "--manifest", str(graded)]) == 0
+    history = state_of(tmp_path / "run")["log_history"]
+    training = [line for line in history if "loss" in line]
+    assert {"loss_similarity", "loss_source/tiny_graded", "loss_in_batch", "loss_hard"} <= set().union(*training)
+    validation = [line for line in history if "eval_loss" in line]
+    assert validation[-1]["eval_similarity"] == validation[-1]["eval_source/tiny_graded"]
+    assert validation[-1]["eval_similarity"] < validation[0]["eval_similarity"]
+    assert any("similarity" in line and "hard" in line for line in caplog.messages if line.startswith("step"))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from accelerate import skip_first_batches
 
+from training.data.prepared import PreparedSource
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows, Row, RowKey
+from training.trainer.step import _no_negatives
 from training.trainer.trainer import _EpochLoader
 
 ROWS = [100, 7, 0, 1, 33]
@@ -179,6 +181,58 @@ def test_missing_negatives_are_never_drawn_and_the_rest_evenly(make):
     # A row with just enough negatives draws all of them.
     draws = drawn(make(), numbered(50, [-1, 3, -1, -1, 6, 7]))
     assert {tuple(sorted(row)) for row in draws} == {(3, 6, 7)}
+
+
+def test_a_row_with_few_negatives_has_them_all_and_marks_the_rest(make):
+    rows = [
+        Row(RowKey(0, 1, row), np.array([row, 20 + row, *negatives]))
+        for row, negatives in enumerate([[-1, 7, -1, -1], [-1] * 4, [2, 7, 9, 11]])
+    ]
+    batch = make()(rows)
+    assert (batch["negatives"] >= 0).tolist() == [[True, False, False], [False] * 3, [True] * 3]
+    used = torch.cat([batch["query"], batch["positive"], batch["negatives"][batch["negatives"] >= 0]])
+    assert set(used.tolist()) == set(range(len(texts_of(batch))))
+    # Rows with enough are drawn the same beside those.
+    assert drawn(make(), rows[2:])[0] == [rows_of(batch, make().sources[1])[2][k] for k in (2, 3, 4)]
+
+
+class SeveralPositives:
+    """Rows of two negatives and up to three positives over texts of one token; texts 4 and 5 are one document."""
+
+    name, task_type, num_negatives, num_positives, has_ids = "several", "retrieval", 2, 3, True
+    positives, negatives = PreparedSource.positives, PreparedSource.negatives
+
+    def tokens(self, text):
+        return np.array([text])
+
+    def lengths(self, texts):
+        return np.ones_like(texts)
+
+    def forms(self, texts):
+        return np.where(np.asarray(texts) == 5, 4, texts)
+
+
+def test_all_positives_of_a_row_are_trained_in_turn_and_none_is_a_negative_of_its_query():
+    source = SeveralPositives()
+    rows = np.array([[0, 2, 10, 5, 3, 4], [1, 6, 12, -1, 7, -1], [8, 5, -1, -1, -1, -1], [9, 13, 10, 11, 6, -1]])
+    collator, trained, excluded = PackedCollator([source], {"retrieval": 2}, seed=3), [], []
+    for epoch in range(6):
+        batch = collator([Row(RowKey(epoch, 0, number), row) for number, row in enumerate(rows)])
+        texts = np.array([text for (text,) in texts_of(batch)])
+        trained.append(texts[batch["positive"]].tolist())
+        # A negative of the first row is the document of a positive.
+        negatives = np.where(batch["negatives"] < 0, -1, texts[batch["negatives"]])
+        assert [set(row) - {-1} for row in negatives.tolist()] == [{10}, {12}, set(), {10, 11}]
+        forms = source.forms(trained[-1])
+        wanted = [np.isin(forms, source.forms(own[own >= 0])) for own in source.positives(rows)]
+        excluded.append(_no_negatives(batch, mask_duplicates=False))
+        assert torch.equal(excluded[-1], torch.tensor(np.array(wanted) & ~np.eye(4, dtype=bool)))
+        assert (_no_negatives(batch, mask_duplicates=True) >= excluded[-1]).all()
+    # Of the first row against the document of the third, and of two rows that share a text.
+    assert excluded[0][0, 2] and any(each[1, 3] for each in excluded) and any(each[3, 1] for each in excluded)
+    for own, row in zip(zip(*trained, strict=True), source.positives(rows), strict=True):
+        there = set(row[row >= 0].tolist())
+        assert all(set(own[start : start + len(there)]) == there for start in range(6 - len(there)))
 
 
 @pytest.mark.parametrize("max_tokens", [None, 60])

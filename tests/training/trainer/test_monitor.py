@@ -150,6 +150,13 @@ def test_what_is_not_finite_is_the_worst_and_stays_json(watch, tmp_path):
     assert [(row["row"], row["score"]) for row in note["worst"]] == [(7, "inf"), (1, 2.0), (4, 1.0)]
 
 
+def test_a_missing_negative_adds_nothing_to_its_row(watch, tmp_path):
+    batch = {**_batch(), "negatives": torch.tensor([[-1], [7], [8]])}
+    watch.record("loss spike", 3, batch, torch.tensor([*[0.0] * 8, 5.0]))
+    (note,) = _notes(tmp_path)
+    assert [(row["row"], row["score"]) for row in note["worst"]] == [(1, 5.0), (4, 0.0), (7, 0.0)]
+
+
 def _poison(monkeypatch, at_step, what):
     """Makes the loss of a step NaN, or the gradient alone."""
     terms, calls = Objective.terms, []

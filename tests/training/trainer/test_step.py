@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from modeling_f2llm import F2LLMModel
+from training.data.manifest import TASK_TYPES
 from training.models.encoding import embed_batch, embed_chunk, lay_out
 from training.trainer.step import CachedStep, Objective
 
@@ -40,6 +41,7 @@ def batch_of(max_tokens=None, task_type="retrieval", negatives=3):
         "positive": torch.tensor([1, 6, 7, 12, 12, 3, 24]),
         "negatives": torch.from_numpy(index),
         "task_type": task_type,
+        "scores": torch.tensor([0.1, 2.0, 0.5, 0.5, -1.0, 0.7, 3.0]),
     }
 
 
@@ -81,7 +83,7 @@ def dropping_model(tiny_config):
 
 
 @pytest.mark.parametrize("max_tokens", BUDGETS)
-@pytest.mark.parametrize("task_type", ["retrieval", "clustering", "classification"])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, task_type, max_tokens):
     batch = batch_of(max_tokens, task_type)
@@ -105,6 +107,21 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], 2 * weights, name)
+
+
+def test_missing_negatives_are_in_no_term():
+    embeddings = torch.randn(TEXTS, WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    teacher = torch.randn(TEXTS, WIDTH, generator=torch.Generator().manual_seed(1))
+    whole, few = batch_of(task_type="clustering"), batch_of(task_type="clustering")
+    # The last text is some row's alone.
+    whole["negatives"][whole["negatives"] == TEXTS - 1] = 0
+    whole["query"] = whole["query"].clamp_max(TEXTS - 2)
+    few = {**whole, "negatives": torch.cat([whole["negatives"], torch.full((ROWS, 1), -1)], dim=1)}
+    terms = [Objective().terms(embeddings, batch, teacher) for batch in (whole, few)]
+    for name, value in terms[0].items():
+        torch.testing.assert_close(terms[1][name], value)
+    (gradient,) = torch.autograd.grad(sum(terms[1].values()), embeddings)
+    assert gradient[-1].count_nonzero() == 0
 
 
 def test_an_error_of_the_loss_stops_the_step_before_any_gradient(tiny_model):

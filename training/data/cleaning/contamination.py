@@ -38,7 +38,7 @@ def find_contamination(
     negatives: bool = False,
     executor: Executor | None = None,
 ) -> tuple[dict[str, int], pd.DataFrame]:
-    """Look for evaluation texts in queries, passages and, on request, negatives of files.
+    """Look for evaluation texts in queries, positives and, on request, negatives of files.
 
     Returns the number of texts of each set, and the matches: number of the ``file``, ``row``, ``column``,
     ``evaluation_set``, ``evaluation_column``, and whether a ``whole`` evaluation text or a run of one was found.
@@ -110,8 +110,8 @@ def _find(files: Sequence[Path], folder: Path, negatives: bool, output: Path, ta
     # Row, column and label of each match → whether any is of a whole text.
     found: dict[tuple[int, str, int], bool] = {}
     for batch in file.batches(_BATCH_ROWS, raw=True):
-        for column in ("query", "passage", *(file.negatives if negatives else [])):
-            # A missing negative is a blank text, and no evaluation text is blank.
+        for column in ("query", *file.positives, *(file.negatives if negatives else [])):
+            # A missing document is a blank text, and no evaluation text is blank.
             hashes, whole, text = _hash_texts([text or "" for text in batch.columns[column]])
             starts, ends = (np.searchsorted(index, hashes, side) for side in ("left", "right"))
             # A hash may be that of several columns of evaluation texts.

@@ -112,7 +112,7 @@ def _hash_rows(files: Sequence[Path], folder: Path, task: int) -> None:
     """Write ``(2, rows)`` hashes of query and passage of a file."""
     parts = [np.empty((2, 0), dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(raw=True):
-        keys = [[text_key(normalise(text)) for text in batch.columns[column]] for column in ("query", "passage")]
+        keys = [[text_key(normalise(text)) for text in side] for side in (batch.columns["query"], batch.passages)]
         parts.append(np.array(keys, dtype=np.uint64))
     np.save(folder / f"hashes_{task:05d}.npy", np.concatenate(parts, axis=1))
 
@@ -124,7 +124,7 @@ def _sign(files: Sequence[Path], folder: Path, task: int) -> None:
     """Write ``(buckets, n)`` keys of the ``n`` rows of a file with a long side, and their row numbers."""
     rows, keys = [np.empty(0, dtype=np.int64)], [np.empty((_BUCKETS, 0), dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True):
-        sides = [hash_texts(batch.columns[column]) for column in ("query", "passage")]
+        sides = [hash_texts(side) for side in (batch.columns["query"], batch.passages)]
         runs, owners = [], []
         for number, (side, other) in enumerate(zip(sides, sides[::-1], strict=True), start=1):
             own, owner = ngram_hashes(side, _RUN)
@@ -175,7 +175,7 @@ def _gather(files: Sequence[Path], folder: Path, task: int) -> None:
     rows, sides = keys & (1 << _ROW_BITS) - 1, [np.empty(0, dtype=np.uint64)]
     for batch in PublishedFile(files[task]).batches(_BATCH_ROWS, raw=True) if len(rows) else ():
         chosen = rows[(rows >= batch.first_row) & (rows < batch.first_row + len(batch))] - batch.first_row
-        columns = [[batch.columns[column][row] for row in chosen.tolist()] for column in ("query", "passage")]
+        columns = [[side[row] for row in chosen.tolist()] for side in (batch.columns["query"], batch.passages)]
         for both in zip(*map(_sets, columns), strict=True):
             sides += both
     lengths = np.array([len(side) for side in sides[1:]], dtype=np.int64)

@@ -136,7 +136,7 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     # No prepared byte depends on these, nor on the negatives of other task types.
     for key in ("category", "licence", "stages", "instruction_from", "weight"):
         del described[key]
-    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives)[source.task_type]}
+    chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives).get(source.task_type, 0)}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
     if source.instruction is not None or not options.instructions:

@@ -26,10 +26,11 @@ _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
 
 # Files of the work. Of a partition, in the order of the hashes: "hashes", "tokens" and their "lengths", "utf8" and its
-# "utf8_lengths", numbers of the normal "forms". Of a shard: "rows", the hashes of its texts (rows, 2 + negatives),
-# "draws" of its queries, bad rows ("quarantine"), the number of rows whose query is their passage ("same"), the folder
-# of its distinct texts ("runs"), and positions of the texts of its rows by split. One "tokenizer"; one "held_out", the
-# draws of the queries held out for validation.
+# "utf8_lengths", numbers of the normal "forms". Of a shard: "rows", the hashes of its texts (rows, width), "draws" of
+# its queries, its "scores", bad rows ("quarantine"), the number of rows whose query is their passage ("same"), the
+# folder of its distinct texts ("runs"), hashes of texts beside those of their document "ids", and by split positions of
+# the texts of its rows, and their scores. One "tokenizer"; one "held_out", the draws of the queries held out for
+# validation; one "documents", the forms once texts of one document id have the same.
 
 
 def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) -> int:
@@ -37,7 +38,16 @@ def required_negatives(counts: Mapping[str, int], task_type: str, columns: int) 
 
     Retrieval also learns from the other rows of a batch: a source without negative columns trains without negatives.
     """
-    return 0 if columns == 0 and task_type == "retrieval" else counts[task_type]
+    return 0 if columns == 0 and task_type == "retrieval" else counts.get(task_type, 0)
+
+
+def least_negatives(drawn: Mapping[str, int], least: int | None) -> tuple[tuple[str, int], ...]:
+    """Return how many negatives a row must have by task type, if so many are drawn: all of them, or ``least``.
+
+    Clustering and classification learn from negatives alone, so a row must have at least one.
+    """
+    bounds = {name: count if least is None else max(least, int(name != "retrieval")) for name, count in drawn.items()}
+    return tuple((name, min(count, bounds[name])) for name, count in drawn.items())
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class PreparationOptions:
     instructions: bool = True  # before queries (stage 2), or none (stage 1)
     document_instruction_share: float = 0.3  # of the documents (passages and negatives) of symmetric sources
     validation_share: float = 0.01
-    # Negatives that a row must have, by task type; see required_negatives.
+    # Negatives that a row must have, by task type; see least_negatives and required_negatives.
     num_hard_negatives: tuple[tuple[str, int], ...] = (("retrieval", 7), ("clustering", 9), ("classification", 1))
     seed: int = 42  # that of TrainingArguments, so that a stage finds what prepare.py made
     on_bad_row: str = "error"  # one of ON_BAD_ROW
@@ -86,6 +96,8 @@ class PreparationPlan:
     negatives: int  # negative columns of the widest file
     required_negatives: int  # that every row must have
     shards: tuple[Shard, ...]
+    positives: int = 1  # passage and further positive columns of the file that has most
+    has_ids: bool = False  # whether a file has document ids
     partitions: int = 1  # of the distinct texts by their hashes, a power of two
     highest_draw: int | None = None  # rows with at most this draw are under the source's cap; None if all rows are
 
@@ -95,10 +107,25 @@ class PreparationPlan:
         return self.options.query_prompt if self.options.instructions and self.source.instruction is None else None
 
     @property
+    def width(self) -> int:
+        """Texts of a row: query, passage, negatives, further positives."""
+        return 1 + self.positives + self.negatives
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether rows are graded pairs."""
+        return self.source.task_type == "similarity"
+
+    @property
+    def keeps_forms(self) -> bool:
+        """Whether a number is stored for the form, or the document, of each text."""
+        return self.options.text_forms or self.has_ids
+
+    @property
     def cells(self) -> int:
         """Texts of all rows under the cap, repeated ones included."""
         rows = sum(shard.rows for shard in self.shards)
-        return min(rows, self.source.cap or rows) * (2 + self.negatives)
+        return min(rows, self.source.cap or rows) * self.width
 
     def file(self, kind: str, number: int = 0) -> Path:
         """Return a file of the work."""
@@ -111,7 +138,7 @@ class PreparationPlan:
 
 def make_plan(source: Source, folder: Path, options: PreparationOptions) -> PreparationPlan:
     """Divide the work on a source by the footers of its files, which are checked."""
-    files = [PublishedFile(path) for path in source.files]
+    files = [PublishedFile(path, task_type=source.task_type) for path in source.files]
     shards, row = [], 0
     for number, file in enumerate(files):
         start = rows = row_of_file = 0
@@ -123,8 +150,9 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     negatives = max(len(file.negatives) for file in files)
     required = required_negatives(dict(options.num_hard_negatives), source.task_type, negatives)
     for file in files:
-        file.require(required, source.task_type)
-    plan = PreparationPlan(source, options, folder, negatives, required, tuple(shards))
+        file.require(required)
+    positives, has_ids = max(len(file.positives) for file in files), any(file.ids for file in files)
+    plan = PreparationPlan(source, options, folder, negatives, required, tuple(shards), positives, has_ids)
     wanted = -(-plan.cells // _PARTITION_CELLS)
     partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
     highest_draw = None

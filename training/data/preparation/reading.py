@@ -20,7 +20,15 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
 from training.data.instructions import split_instruction, with_instruction, without_instruction
 from training.data.preparation.plan import DOCUMENT_INSTRUCTION, SPLIT, PreparationPlan, cap_draws
-from training.data.published import Fault, PublishedFile, bad_row, find_faults, query_is_passage, text_column
+from training.data.published import (
+    Fault,
+    PublishedFile,
+    bad_row,
+    find_faults,
+    query_is_passage,
+    scores_of,
+    text_column,
+)
 
 # The hash of a missing negative, and of no text.
 MISSING = np.uint64(np.iinfo(np.uint64).max)
@@ -33,7 +41,7 @@ _RUN_SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 def read_shard(plan: PreparationPlan, number: int) -> None:
     """Read a shard and write the hashes of its rows, its distinct texts and its bad rows."""
     shard = plan.shards[number]
-    file = PublishedFile(plan.source.files[shard.file])
+    file = PublishedFile(plan.source.files[shard.file], task_type=plan.source.task_type)
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
@@ -42,10 +50,13 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     texts: dict[bytes, str] = {}
     offset = same = characters = 0
     with ExitStack() as stack:
-        rows_file, draws_file = (stack.enter_context(plan.file(kind, number).open("wb")) for kind in ("rows", "draws"))
+        kinds = ("rows", "draws", "ids", "scores")
+        rows_file, draws_file, ids_file, scores_file = (
+            stack.enter_context(plan.file(kind, number).open("wb")) for kind in kinds
+        )
         for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
             good = np.ones(len(batch), dtype=bool)
-            if faults := find_faults(batch, file.negatives, plan.required_negatives):
+            if faults := find_faults(batch, plan.required_negatives, plan.source.task_type):
                 table = _bad_rows(plan, file, batch, faults, shard.first_row_of_file + offset)
                 if quarantine is None:
                     writer = pq.ParquetWriter(plan.file("quarantine", number), table.schema, compression="zstd")
@@ -58,8 +69,12 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             offset += len(batch)
             batch = batch.filter(pa.array(good))
             same += int(query_is_passage(batch).sum())
-            rows, found = _hash_batch(plan, batch, file.negatives)
+            rows, found = _hash_batch(plan, batch, file)
             rows_file.write(rows.astype("<u8").tobytes())
+            if plan.has_scores:
+                scores_file.write(scores_of(batch).astype("<f4").tobytes())
+            if file.ids:
+                ids_file.write(_hash_ids(plan, batch, file, rows).astype("<u8").tobytes())
             # An instruction in a query does not change its draw.
             queries = map(without_instruction, text_column(batch, "query").to_pylist())
             keys = np.array([xxh3_64_intdigest(query.encode()) for query in queries], dtype=np.uint64)
@@ -79,6 +94,8 @@ def _bad_rows(
     """The bad rows of a batch with file, row and first fault, or the error for the first one."""
     if plan.options.on_bad_row == "error":
         remedy = "correct or drop the row, or put bad rows aside with on_bad_row: quarantine"
+        if faults[0].column == "negative_*":
+            remedy = f"mine more, train it with those it has by a lower min_hard_negatives, {remedy}"
         raise bad_row(file.path, first_row, faults[0], remedy)
     firsts = {fault.row: fault for fault in reversed(faults)}
     rows = sorted(firsts)
@@ -92,11 +109,32 @@ def _bad_rows(
     return pa.table(columns)
 
 
+def _places(plan: PreparationPlan, file: PublishedFile) -> dict[str, int]:
+    """Return where the texts of a file's columns are in a row: query, passage, negatives, further positives."""
+    further = 2 + plan.negatives
+    places = {name: 2 + number for number, name in enumerate(file.negatives)}
+    places |= {name: further + number for number, name in enumerate(file.positives[1:])}
+    return {"query": 0, "passage": 1, **places}
+
+
+def _hash_ids(plan: PreparationPlan, batch: pa.RecordBatch, file: PublishedFile, rows: np.ndarray) -> np.ndarray:
+    """Return ``(n, 2)`` hashes of documents' texts and of their ids, each pair once."""
+    pairs = [np.empty((0, 2), dtype=np.uint64)]
+    for name, place in _places(plan, file).items():
+        if f"{name}_id" in file.ids:
+            ids = text_column(batch, f"{name}_id").to_pylist()
+            keys = np.array([xxh3_64_intdigest((each or "").encode()) for each in ids], dtype=np.uint64)
+            there = np.array([each is not None for each in ids], dtype=bool) & (rows[:, place] != MISSING)
+            pairs.append(np.stack([rows[there, place], keys[there]], axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
 def _hash_batch(
-    plan: PreparationPlan, batch: pa.RecordBatch, negatives: Sequence[str]
+    plan: PreparationPlan, batch: pa.RecordBatch, file: PublishedFile
 ) -> tuple[np.ndarray, dict[bytes, str]]:
-    """Return ``(rows, 2 + negatives)`` hashes of texts as the model reads them, and the distinct texts by digest."""
+    """Return ``(rows, width)`` hashes of texts as the model reads them, and the distinct texts by digest."""
     source, options, texts = plan.source, plan.options, {}
+    places = _places(plan, file)
     # Of the documents, under the instruction of their row's query. It is drawn per text: each has one form.
     share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
@@ -112,14 +150,14 @@ def _hash_batch(
         texts[digest] = text
         return int(hashes_of([digest])[0])
 
-    columns = [text_column(batch, name).to_pylist() for name in ("query", "passage", *negatives)]
+    columns = [text_column(batch, name).to_pylist() for name in places]
     hashes: list[int] = []
     for query, *documents in zip(*columns, strict=True):
         own = (split_instruction(query)[0] if share else None) or source.instruction
         hashes.append(hash_of(query, source.instruction, is_query=True))
         hashes += [int(MISSING) if text is None else hash_of(text, own) for text in documents]
-    rows = np.full((len(batch), 2 + plan.negatives), MISSING, dtype=np.uint64)
-    rows[:, : len(columns)] = np.array(hashes, dtype=np.uint64).reshape(len(batch), len(columns))
+    rows = np.full((len(batch), plan.width), MISSING, dtype=np.uint64)
+    rows[:, [*places.values()]] = np.array(hashes, dtype=np.uint64).reshape(len(batch), len(columns))
     return rows, texts
 
 

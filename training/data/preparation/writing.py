@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer
 
 from training.common.errors import UserError
@@ -22,7 +24,17 @@ from training.data.cleaning.normalise import normalise
 from training.data.instructions import without_instruction
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.reading import MISSING, read_partition
-from training.data.prepared import DESCRIPTION, FORMS, OFFSETS, QUARANTINE, SPLITS, TEXT_OFFSETS, TEXTS, TOKENS
+from training.data.prepared import (
+    DESCRIPTION,
+    FORMS,
+    OFFSETS,
+    QUARANTINE,
+    SCORES,
+    SPLITS,
+    TEXT_OFFSETS,
+    TEXTS,
+    TOKENS,
+)
 
 # Raise it when a source would be prepared to other bytes than before.
 FORMAT = 4
@@ -41,6 +53,8 @@ def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
     by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a million rows, a
     thousandth of the number may be missing: memory depends on the share rather than on the rows.
     """
+    if plan.has_scores:
+        _check_scores(plan)
     shards, share = plan.files("draws"), plan.options.validation_share
     rows = sum(path.stat().st_size for path in shards) // 8
     wanted = round(share * rows) if share == 1 else min(round(share * rows), max(rows - 1, 0))
@@ -54,6 +68,14 @@ def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
             break
         looked_at *= 4
     draws[taken].astype("<u8").tofile(plan.file("held_out"))
+
+
+def _check_scores(plan: PreparationPlan) -> None:
+    """Refuse scores that order nothing."""
+    scores = [part for part in (np.fromfile(path, dtype="<f4") for path in plan.files("scores")) if len(part)]
+    if scores and min(part.min() for part in scores) == max(part.max() for part in scores):
+        what = f"source {plan.source.name!r}: all its rows have the score {scores[0][0]:g}, which teaches nothing"
+        raise UserError(f"{what}; correct column 'score', or leave the source out")
 
 
 def _take(counts: np.ndarray, wanted: int) -> np.ndarray:
@@ -94,7 +116,7 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
         with plan.file("utf8", partition).open("wb") as file:
             lengths = np.fromiter((file.write(text.encode()) for text in texts), "<i4", len(texts))
         lengths.tofile(plan.file("utf8_lengths", partition))
-    if plan.options.text_forms:
+    if plan.keeps_forms:
         # Of the text alone: an instruction does not change what it says.
         alone = (without_instruction(text.removeprefix(plan.prompt or "")) for text in texts)
         forms = np.fromiter(map(text_key, map(normalise, alone)), "<u8", len(texts))
@@ -103,18 +125,38 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
 
 
 def join_hashes(plan: PreparationPlan, _: int = 0) -> None:
-    """Write the hashes of all partitions, which are neighbouring ranges, to one file."""
+    """Write the hashes of all partitions, which are neighbouring ranges, to one file; join texts of one document."""
     _concatenate(plan.files("hashes"), plan.file("sorted_hashes"))
+    if plan.has_ids:
+        _join_documents(plan)
+
+
+def _join_documents(plan: PreparationPlan) -> None:
+    """Write the forms of all texts, the same one for texts of one document id and for all that these share."""
+    forms = np.concatenate([np.fromfile(path, dtype="<u8") for path in plan.files("forms")])
+    pairs = np.concatenate([np.fromfile(path, dtype="<u8").reshape(-1, 2) for path in plan.files("ids")])
+    numbers, of_text = np.unique(forms, return_inverse=True)
+    ids, of_id = np.unique(pairs[:, 1], return_inverse=True)
+    texts = np.searchsorted(np.memmap(plan.file("sorted_hashes"), "<u8", "r"), pairs[:, 0])
+    ends, size = (of_text[texts], len(numbers) + of_id), len(numbers) + len(ids)
+    graph = coo_array((np.ones(len(pairs)), ends), shape=(size, size))
+    component = connected_components(graph, directed=False)[1][: len(numbers)]
+    # The numbers ascend: the first of a component is its least.
+    _, first, of_number = np.unique(component, return_index=True, return_inverse=True)
+    numbers[first][of_number][of_text].astype("<u8").tofile(plan.file("documents"))
 
 
 def place_shard(plan: PreparationPlan, number: int) -> None:
-    """Write the rows of a shard as positions of texts, -1 for a missing negative, each to its split."""
-    width = 2 + plan.negatives
+    """Write the rows of a shard as positions of texts, -1 for a missing document, each to its split."""
+    width = plan.width
     block = max(1, _BLOCK_CELLS // width)
     held_out = np.fromfile(plan.file("held_out"), dtype="<u8")
     with ExitStack() as stack:
         train, validation = (stack.enter_context(plan.file(split, number).open("wb")) for split in SPLITS)
-        draws_file, rows_file = (stack.enter_context(plan.file(kind, number).open("rb")) for kind in ("draws", "rows"))
+        draws_file, rows_file, scores_file = (
+            stack.enter_context(plan.file(kind, number).open("rb")) for kind in ("draws", "rows", "scores")
+        )
+        scored = [stack.enter_context(plan.file(f"{split}_scores", number).open("wb")) for split in SPLITS]
         while len(draws := np.fromfile(draws_file, dtype="<u8", count=block)):
             hashes = np.fromfile(rows_file, dtype="<u8", count=len(draws) * width)
             # Sought in order, the pages of the file are read once.
@@ -124,19 +166,29 @@ def place_shard(plan: PreparationPlan, number: int) -> None:
             positions, aside = positions.reshape(-1, width), np.isin(draws, held_out)
             train.write(positions[~aside].tobytes())
             validation.write(positions[aside].tobytes())
+            if plan.has_scores:
+                scores = np.fromfile(scores_file, dtype="<f4", count=len(draws))
+                for file, chosen in zip(scored, (~aside, aside), strict=True):
+                    file.write(scores[chosen].tobytes())
 
 
 def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
     """Write the prepared source into an empty folder, its description last."""
-    source, options, width = plan.source, plan.options, 2 + plan.negatives
+    source, options, width = plan.source, plan.options, plan.width
     tokens = _concatenate(plan.files("tokens"), folder / TOKENS) // 4
     texts, kept = _write_offsets(plan.files("lengths"), folder / OFFSETS), {}
     if options.keep_texts:
         kept["text_bytes"] = _concatenate(plan.files("utf8"), folder / TEXTS)
         _write_offsets(plan.files("utf8_lengths"), folder / TEXT_OFFSETS)
-    if options.text_forms:
-        kept["forms"] = _concatenate(plan.files("forms"), folder / FORMS) // 8
+    if plan.keeps_forms:
+        kept["forms"] = _concatenate(plan.files("documents") or plan.files("forms"), folder / FORMS) // 8
+    if plan.has_ids:
+        kept["document_ids"] = True
+    if plan.positives > 1:
+        kept["positives"] = plan.positives
     rows = {split: _concatenate(plan.files(split), folder / name) // (4 * width) for split, name in SPLITS.items()}
+    for split, name in SCORES.items() if plan.has_scores else ():
+        _concatenate(plan.files(f"{split}_scores"), folder / name)
     for path in sorted(folder.iterdir()):
         write_checksums(path)
     description = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.training.data.cleaning.planted import HERE, clean_rows, sentence, write_manifest
@@ -71,6 +73,19 @@ def test_every_set_and_column_is_named(tmp_path, texts):
         [2, "query", "questions.txt", "line", True],
         [2, "query", "pairs.csv", "q", True],
     ]
+
+
+def test_a_further_positive_leaks_too(tmp_path):
+    columns = {
+        "query": ["a", "b"],
+        "passage": ["c", "d"],
+        "positive_2": [None, "Who was first?"],
+        "negative_1": ["e"] * 2,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    leaks = evaluation_set(tmp_path, ["who was first"])
+    found = find_contamination([tmp_path / "a.parquet"], [leaks], tmp_path / "work", False, HERE)
+    assert matches(found) == [(1, "positive_2", True)]
 
 
 def test_negatives_on_request_and_sets_that_are_refused(tmp_path, refuses):

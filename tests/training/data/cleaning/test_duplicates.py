@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.training.data.cleaning.planted import HERE, clean_rows, sentence, write_manifest
@@ -91,3 +93,11 @@ def test_neither_exact_duplicates_nor_rows_half_alike_are_near_ones(tmp_path):
     assert find(manifest, DeduplicationOptions(exact=False, near=True))["near"] == []
     loose = DeduplicationOptions(exact=False, near=True, similarity=0.4)
     assert find(manifest, loose)["near"]
+
+
+def test_rows_that_differ_in_a_further_positive_stay(tmp_path):
+    further = ["one", "ONE!", "two", None, None]
+    columns = {"query": ["a"] * 5, "passage": ["b"] * 5, "positive_2": further, "negative_1": ["c", "d", "e", "f", "g"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = find_duplicates([tmp_path / "a.parquet"], [0], DeduplicationOptions(), tmp_path / "work", HERE)["exact"]
+    assert found[["row", "first_row"]].to_numpy().tolist() == [[1, 0], [4, 3]]

@@ -14,7 +14,7 @@ from modeling_f2llm.prompts import instruct
 from tests.training.data.prepared_rows import published_rows
 from training.common.executor import Executor
 from training.data.preparation import plan, reading
-from training.data.preparation.plan import PreparationOptions
+from training.data.preparation.plan import PreparationOptions, least_negatives
 from training.data.prepared import QUARANTINE, put_aside
 
 QWEN = "Instruct: {}\nQuery:{}".format
@@ -46,6 +46,65 @@ def test_null_negatives_and_sources_without_negative_columns(write_columns, run,
     few = write_source("few", negatives=(3, 2), task_type="clustering")
     with refuses(few.files[1], "2 negative columns", "3"):
         run(few)
+
+
+def test_rows_of_fewer_negatives_than_are_drawn(write_columns, run, refuses):
+    drawn = {"retrieval": 2, "clustering": 3, "classification": 0}
+    assert least_negatives(drawn, None) == tuple(drawn.items())
+    assert dict(least_negatives(drawn, 2)) == {"retrieval": 2, "clustering": 2, "classification": 0}
+    counts = {"num_hard_negatives": least_negatives(drawn, 0)}
+    columns = {"query": ["a", "b", "c"], "passage": ["d", "e", "f"], "negative_1": ["g", None, "h"]}
+    columns["negative_2"] = [None, None, "i"]
+    with refuses("row 0", "fewer than 2", "min_hard_negatives"):
+        run(write_columns(columns))
+    prepared = run(write_columns(columns), **counts)
+    assert (prepared.rows["train"][:, 2:] >= 0).tolist() == [[True, False], [False, False], [True, True]]
+    # Without in-batch negatives, a row without hard ones teaches nothing.
+    with refuses("row 1", "fewer than 1"):
+        run(write_columns(columns, "topics", task_type="clustering"), **counts)
+
+
+def test_further_positives_follow_the_negatives(write_columns, run, decode):
+    first = {"query": ["a", "b"], "passage": ["c", "d"], "negative_1": ["e", "f"], "negative_2": ["g", "h"]}
+    second = {"query": ["q"], "passage": ["r"], "positive_2": ["s"], "negative_1": ["t"], "positive_3": ["u"]}
+    source = write_columns(first)
+    source = replace(source, files=[*source.files, *write_columns(second, "b").files])
+    prepared = run(source, instructions=False, num_hard_negatives=(("retrieval", 1),))
+    assert (prepared.num_positives, prepared.num_negatives, prepared.has_ids) == (3, 2, False)
+    assert decode(prepared) == [("a", "c", "e", "g"), ("b", "d", "f", "h"), ("q", "r", "t", "s", "u")]
+    rows = prepared.rows["train"]
+    assert (prepared.positives(rows) >= 0).tolist() == [[True, False, False]] * 2 + [[True] * 3]
+    assert (prepared.negatives(rows) >= 0).tolist() == [[True, True]] * 2 + [[True, False]]
+
+
+def test_texts_of_one_document_share_a_number(write_columns, run, small_tokenizer):
+    columns = {"query": list("abcd"), "passage": ["one", "One!", "two", "six"], "negative_1": ["x", "y", "z", "w"]}
+    columns |= {"passage_id": ["1", None, "2", None], "positive_2": ["uno", None, "eins", "x"]}
+    columns |= {"positive_2_id": ["1", None, "1", None], "negative_1_id": ["7", "8", None, "8"]}
+    prepared = run(write_columns(columns), instructions=False, num_hard_negatives=(("retrieval", 1),))
+    positions = range(prepared.description["texts"])
+    texts = [small_tokenizer.decode(prepared.tokens(text)[:-1]) for text in positions]
+    number = dict(zip(texts, prepared.forms(np.array(positions)).tolist(), strict=True))
+    groups = {frozenset(text for text in texts if number[text] == each) for each in number.values()}
+    # An id joins different texts, and a spelling all of its documents.
+    assert {group for group in groups if len(group) > 1} == {frozenset({"one", "One!", "uno", "eins"}), frozenset("yw")}
+
+
+def test_graded_pairs_keep_their_scores(write_columns, run, decode, refuses):
+    rows = range(40)
+    columns = {"query": [f"one {row}" for row in rows], "passage": [f"other {row}" for row in rows]}
+    source = write_columns({**columns, "score": [row / 8 for row in rows]}, task_type="similarity")
+    prepared = run(source, validation_share=0.25, instructions=False)
+    assert prepared.num_negatives == 0 and len(prepared.rows["validation"]) == 10
+    for split, scores in prepared.scores.items():
+        assert [f"one {score * 8:.0f}" for score in scores] == [query for query, _ in decode(prepared, split)]
+        assert scores.dtype == np.float32
+    path = prepared.folder / "train_scores.float32"
+    path.write_bytes(path.read_bytes()[::-1])
+    with refuses(path, "delete"):
+        prepared.check()
+    with refuses("source 'equal'", "the score 2", "teaches nothing"):
+        run(write_columns({**columns, "score": [2] * 40}, "equal", task_type="similarity"))
 
 
 @pytest.mark.parametrize("instructions", [False, True])
