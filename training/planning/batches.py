@@ -13,7 +13,7 @@ import numpy as np
 
 from training.common.errors import UserError
 from training.config.arguments import StageArguments
-from training.data.manifest import find_entry_files, read_manifest, select_sources
+from training.data.manifest import TASK_TYPES, find_entry_files, read_manifest, select_sources
 from training.data.prepared import PreparedSource
 from training.data.survey import CollectionSurvey, survey
 from training.models.encoding import lay_out
@@ -143,11 +143,8 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], share: 
     make the estimate of tokens too high; texts of different lengths make that of attention too low.
     """
     length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
-    negatives = args.num_hard_negatives
-    columns = [2 + negatives.get(each.task_type, 0) for each in sizes]
-    cells, rows = np.array(
-        [(width, rows * share) for width, each in zip(columns, sizes, strict=True) for rows in each.rows]
-    ).T
+    columns = {task_type: 2 + args.num_hard_negatives.get(task_type, 0) for task_type in TASK_TYPES}
+    cells, rows = np.array([(columns[each.task_type], rows * share) for each in sizes for rows in each.rows]).T
     counts = np.ceil(rows / args.global_batch_size)
     if not counts.any():
         return Batches()
