@@ -249,8 +249,3 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
             raise UserError(f"{what}; give --max-length {most}")
         model.max_seq_length = miner.max_length
     return model
-
-
-def forget_miner() -> None:
-    """Free the memory of the miner that this process has loaded."""
-    _load_miner.cache_clear()

@@ -13,7 +13,7 @@ import numpy as np
 
 from training.common.errors import UserError
 from training.config.arguments import StageArguments
-from training.data.manifest import find_entry_files, read_manifest, select_sources
+from training.data.manifest import TASK_TYPES, find_entry_files, read_manifest, select_sources
 from training.data.prepared import PreparedSource
 from training.data.survey import CollectionSurvey, survey
 from training.models.encoding import lay_out
@@ -147,10 +147,8 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: 
     """
     length, budget = min(args.planned_text_tokens, args.max_length), args.max_tokens_per_forward
     share = 1 - args.validation_share if split == "train" else args.validation_share
-    negatives = args.num_hard_negatives
-    described = [
-        (2 + negatives.get(each.task_type, 0), rows * share, each.weight) for each in sizes for rows in each.rows
-    ]
+    columns = {task_type: 2 + args.num_hard_negatives.get(task_type, 0) for task_type in TASK_TYPES}
+    described = [(columns[each.task_type], rows * share, each.weight) for each in sizes for rows in each.rows]
     cells, rows, weights = np.array(described).T
     mixing = (weights, args.source_temperature) if split == "train" else ()
     counts, taken = epoch_batches(rows, args.global_batch_size, *mixing)

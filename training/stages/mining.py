@@ -15,7 +15,7 @@ from training.data.manifest import MANIFEST, Source, load_manifest, require_loca
 from training.data.mining.mining import mine
 from training.data.mining.search import MiningOptions, bitext_sources
 from training.data.published import PublishedFile
-from training.models.encoders import Miner, find_miner, forget_miner
+from training.models.encoders import Miner, find_miner
 from training.models.rerankers import find_reranker, forget_reranker
 
 # In the run's folder: the mined sources and their manifest.
@@ -76,8 +76,7 @@ def _mine(
             manifest=manifest,
         )
     finally:
-        # Training needs their memory.
-        forget_miner()
+        # Training needs its memory.
         forget_reranker()
     # The folder may hold sources of an earlier manifest.
     return mined["sources"].keys() & {source.name for source in poor}
