@@ -275,11 +275,17 @@ def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[st
     train, held_out = _split(source, seed, data)
     asked = None if held_out is None else _raw_rows(source, seed, held_out)
     raw = _raw_rows(source, seed, train, frozenset() if asked is None else query_forms(asked, kind.held_out_by))
-    documents: dict[str, None] = dict.fromkeys(data.documents()) if asked is not None else {}
+    # Passages are found among all texts of a source; graded pairs are not searched.
+    searched = asked is not None and not kind.more
+    documents: dict[str, None] = dict.fromkeys(data.documents()) if searched else {}
+
+    def made() -> Iterator[Row]:
+        return noted(_rows(source, raw), documents) if searched else _rows(source, raw)
+
     shape = _Shape(negatives=source.options.get("num_negatives", kind.num_negatives), more=kind.more)
-    if kind.lists:
-        shape = _shape(noted(_rows(source, raw), documents))
-    rows = write_parquet(file, _tables(source, shape, _rows(source, raw))) if trains else 0
+    if kind.lists or not trains:
+        shape = _shape(made())
+    rows = write_parquet(file, _tables(source, shape, made())) if trains else 0
     dropped = {reason: count for reason, count in sorted(raw.dropped.items()) if count}
     if trains and not rows:
         raise _no_row(source, data, dropped)
@@ -289,7 +295,8 @@ def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[st
         write_labels(candidates, "passage", raw)
     elif asked is not None:
         counts["held_out"] = write_queries(queries, noted(_rows(source, asked), documents))
-        write_passages(candidates, documents)
+        if searched:
+            write_passages(candidates, documents)
     aside = f", {counts['held_out']} queries held out" if asked is not None else ""
     logger.info("%s: %d rows of %d read%s%s", source.name, rows, data.num_rows, aside, _reasons(dropped))
     return {"bytes": _sizes(folder, source.name), **counts}

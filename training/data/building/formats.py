@@ -289,7 +289,11 @@ FORMATS = {
     ),
     "pairs": Format(pairs, _RETRIEVAL, _PAIR, optional=_LANGS, keys=_BOTH),
     "summaries": Format(pairs, _RETRIEVAL, ("summary", "article")),
-    "nli": Format(nli, _RETRIEVAL, ("premise", "hypothesis"), ("label",), keys={"labels": _LABELS, **_NEGATIVES}),
+    "nli": Format(
+        *(nli, _RETRIEVAL, ("premise", "hypothesis"), ("label",)),
+        keys={"labels": _LABELS, **_NEGATIVES},
+        held_out_by="premise",
+    ),
     "sts": Format(sts, _RETRIEVAL, _PAIR, ("score",), _LANGS, symmetric=True, keys=_STS),
     "duplicates": Format(duplicates, _RETRIEVAL, _PAIR, optional=("label", *_LANGS), symmetric=True, keys=_DUPLICATES),
     "duplicate_groups": Format(duplicate_groups, _RETRIEVAL, values=("group",), symmetric=True, keys=_BOTH),

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ _TEXT, _LABEL = (
     ("label", "class", "category", "intent", "labels"),
 )
 _SCORE = ("score", "scores", "similarity", "similarity_score", "relatedness_score", "gold_score")
+# The labels of SNLI and its followers, as numbers and as names.
+_NLI = dict(enumerate(("entailment", "neutral", "contradiction")))
+_NLI = {**_NLI, **{name: name for name in _NLI.values()}}
 _PROMPT, _LANG = ("prompt", "instruction"), ("lang",)
 # How files are read, by suffix.
 _KINDS = {
@@ -61,6 +64,7 @@ class Recognised:
     columns: dict[str, Any]
     what: str  # the rows in words
     unused: tuple[str, ...]  # columns
+    options: Mapping[str, Any] = field(default_factory=dict)  # keys of the format
 
     def line(self, name: str, rows: int) -> str:
         """Return what was recognised, in one line."""
@@ -96,7 +100,7 @@ def own_entries(names: Sequence[str], columns: Sequence[str] = (), **keys: Any) 
             data = load_raw(where, entry["dataset"], Path(), **options, **entry.get("load_options", {}))
             found = recognise(where, data, named)
             logger.info("%s", found.line(where, data.num_rows))
-            entry |= {"format": found.format, "columns": found.columns}
+            entry |= {"format": found.format, "columns": found.columns, **found.options}
             same = alike.setdefault(json.dumps({**entry, "data_files": None}), entry)
             if same is not entry:
                 same["data_files"] += entry["data_files"]
@@ -189,11 +193,14 @@ def recognise(where: str, data: RawData, named: Mapping[str, Sequence[str]]) -> 
         return _recognised("labelled", {"text": text, "label": label}, "labelled texts", data)
     if query is None or passage is None:
         raise _unrecognised(where, data, query, passage)
+    if label is not None and query == names.free.get("premise"):
+        columns = {"premise": query, "hypothesis": passage, "label": label}
+        return replace(_recognised("nli", columns, "premises and hypotheses", data), options={"labels": _NLI})
     negatives = [*named.get("negative", []), *names.numbered(_NEGATIVE)]
     score = names.first("score", _SCORE)
     # A label of a pair of sentences says whether they mean the same.
     if score is None and passage != names.free.get("text") and query in map(names.free.get, _QUERY[1]):
-        score = names.free.get("label")
+        score = names.free.get("label", names.free.get("is_duplicate"))
     if score is not None and not negatives:
         return _recognised("similarity", {"query": query, "passage": passage, "score": score}, "graded pairs", data)
     passages = [*named.get("passage", [passage]), *names.numbered(_FURTHER)]

@@ -113,15 +113,30 @@ def test_grades_of_beir_are_kept_and_its_split_is_the_one_for_training(build, tm
 
 
 def test_labels_become_classes_and_scores_become_graded_pairs(build, tmp_path):
-    texts = write(tmp_path / "topics.tsv", "text\tlabel\n" + "".join(f"text {n}\t{n % 3}\n" for n in range(60)))
+    topics_file = write(tmp_path / "topics.tsv", "text\tlabel\n" + "".join(f"text {n}\t{n % 3}\n" for n in range(60)))
     pairs = write(
         tmp_path / "sts.csv", "sentence1,sentence2,label\n" + "".join(f"a{n},b{n},{n % 2}\n" for n in range(6))
     )
-    folder = build(texts, pairs, **INSTRUCTION)
+    folder = build(topics_file, pairs, **INSTRUCTION)
     topics, graded = rows_of(folder, "topics"), rows_of(folder, "sts")
     assert len(topics) == 60 and int(topics[0]["query"][5:]) % 3 == int(topics[0]["passage"][5:]) % 3
     assert graded[1] == {"query": "a1", "passage": "b1", "score": 1.0}
     assert [source.task_type for source in load_manifest(folder / "manifest.yaml")] == ["clustering", "similarity"]
+    folder = build(topics_file, pairs, held_out_share=0.05, **INSTRUCTION)
+    texts = {row["passage"] for row in rows_of(folder, "topics.candidates")}
+    assert not texts & {row["query"] for row in rows_of(folder, "topics.held_out")} and len(texts) == 30
+    assert not (folder / "sts.candidates.parquet").exists() and len(rows_of(folder, "sts.held_out")) == 3
+
+
+def test_premises_find_what_they_entail(build, tmp_path):
+    given = [(f"premise {n}", f"{label} {n}", label) for n in range(8) for label in range(3)]
+    rows = [{"premise": one, "hypothesis": other, "label": label} for one, other, label in given]
+    folder = build(write(tmp_path / "nli.jsonl", lines(*rows)), held_out_share=0.05, **INSTRUCTION)
+    kept = rows_of(folder, "nli")
+    assert len(kept) == len(rows_of(folder, "nli.held_out")) == 4
+    number = kept[0]["query"][8:]
+    assert (kept[0]["passage"], kept[0]["negative_1"]) == (f"0 {number}", f"2 {number}")
+    assert len(rows_of(folder, "nli.candidates")) == 24
 
 
 def test_held_out_queries_are_in_no_row(build, tmp_path):
