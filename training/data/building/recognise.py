@@ -44,6 +44,8 @@ _SCORE = ("score", "scores", "similarity", "similarity_score", "relatedness_scor
 # The labels of SNLI and its followers, as numbers and as names.
 _NLI = dict(enumerate(("entailment", "neutral", "contradiction")))
 _NLI = {**_NLI, **{name: name for name in _NLI.values()}}
+# As many as a clustering row is trained with: small classes have few more.
+_CLASS_NEGATIVES = 9
 _PROMPT, _LANG = ("prompt", "instruction"), ("lang",)
 # How files are read, by suffix.
 _KINDS = {
@@ -190,7 +192,8 @@ def recognise(where: str, data: RawData, named: Mapping[str, Sequence[str]]) -> 
     label = names.first("label", _LABEL)
     text = names.first("text", *([name] for name in _TEXT)) if query is None or "text" in named else None
     if text is not None and label is not None and "passage" not in named:
-        return _recognised("labelled", {"text": text, "label": label}, "labelled texts", data)
+        found = _recognised("labelled", {"text": text, "label": label}, "labelled texts", data)
+        return replace(found, options={"num_negatives": _CLASS_NEGATIVES})
     if query is None or passage is None:
         raise _unrecognised(where, data, query, passage)
     if label is not None and query == names.free.get("premise"):
