@@ -133,7 +133,9 @@ class StageArguments(LoraArguments, TrainingArguments):
     mask_duplicates: bool = learnt(False, "Exclude rows of the same query or positive from in-batch negatives.")
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
 
-    learning_rate_by_size: str | None = learnt(None, "Learning rate by most parameters, as JSON, if none is given.")
+    learning_rate_by_size: str | None = learnt(
+        None, "Rates by most parameters, as JSON, if none is given; lora: times 10."
+    )
 
     # Distillation
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")

@@ -7,6 +7,8 @@ import logging
 import sys
 from dataclasses import asdict
 from functools import cache
+from hashlib import blake2b
+from itertools import chain
 from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from training.data.published import PublishedFile
 from training.evaluation import comparison
 from training.evaluation.comparison import HeldOut, Part, Scores, read_held_out, score, sentence, summary, table
 from training.models.encoders import load_encoder
-from training.models.model_ref import resolve
+from training.models.model_ref import ModelRef, resolve
 
 if TYPE_CHECKING:
     from training.data.building.build_file import RawSource
@@ -32,7 +34,8 @@ logger = logging.getLogger("training")
 
 # In the run's folder: own data, other data to score on, names of CLDR, data to replay, and what is mixed of them.
 OWN, ELSEWHERE, CLDR, REPLAY, MIXED = "data", "elsewhere", "cldr", "replay", "mixed"
-_BEFORE, _RESULT = "before.npz", "comparison.json"
+_BEFORE, _RESULT, _MADE_BY = "before.npz", "comparison.json", "made by"
+REPORT = "build.json"
 OWN_NAMES = (OWN, ELSEWHERE, CLDR, REPLAY, MIXED, _BEFORE, _RESULT)
 # A language of every script and region: all 246 take a minute to build.
 _MOST_QUERIES = 2000
@@ -107,8 +110,10 @@ def add_replay(args: StageArguments, manifest: Path) -> Path:
         for entry in listed:
             files = [relpath(path.parent / file, mixed) for file in entry.files]
             entries.append({**asdict(entry), "files": files, **({"cap": most} if most else {})})
-    mixed.mkdir(exist_ok=True)
-    write_manifest(mixed / MANIFEST, entries)
+    # The other processes find it.
+    if args.should_save:
+        mixed.mkdir(exist_ok=True)
+        write_manifest(mixed / MANIFEST, entries)
     return mixed / MANIFEST
 
 
@@ -134,8 +139,8 @@ def held_out_sets(args: StageArguments) -> dict[str, list[HeldOut]]:
     return parts
 
 
-def _scores(model: str, key: str, args: StageArguments, sets: dict[str, list[HeldOut]]) -> dict[str, list[Scores]]:
-    encoder = load_encoder(resolve(model, key), key)
+def _scores(model: ModelRef, key: str, args: StageArguments, sets: dict[str, list[HeldOut]]) -> dict[str, list[Scores]]:
+    encoder = load_encoder(model, key)
     width = encoder.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
     return {part: [score(encoder, each, dims) for each in own] for part, own in sets.items()}
@@ -148,36 +153,48 @@ def compares(args: StageArguments) -> bool:
 
 def score_start(args: StageArguments) -> None:
     """Score the start model on the sets, unless that was done."""
-    path = Path(args.output_dir) / _BEFORE
-    if not path.exists():
-        sets = held_out_sets(args)
-        for own in sets.values():
-            for held_out in own:
-                logger.info("scored before and after: %s", held_out)
-        scores = _scores(args.model, "key 'model'", args, sets)
-        arrays = {
-            json.dumps([part, number, *key]): values
-            for part, own in scores.items()
-            for number, each in enumerate(own)
-            for key, values in each.items()
-        }
-        with locked(path):
-            save_arrays(path, **arrays)
+    path, start = Path(args.output_dir) / _BEFORE, resolve(args.model, "key 'model'")
+    made_by = _made_by(args, start.identity)
+    if path.exists() and np.load(path)[_MADE_BY] == made_by:
+        return
+    sets = held_out_sets(args)
+    for held_out in chain.from_iterable(sets.values()):
+        logger.info("scored before and after: %s", held_out)
+    arrays = {
+        json.dumps([part, number, *key]): values
+        for part, own in _scores(start, "key 'model'", args, sets).items()
+        for number, each in enumerate(own)
+        for key, values in each.items()
+    }
+    with locked(path):
+        save_arrays(path, **arrays, **{_MADE_BY: np.array(made_by)})
+
+
+def _made_by(args: StageArguments, identity: str) -> str:
+    """Return what the scores of the start depend on, as text."""
+    reports = [Path(args.output_dir) / name / REPORT for name in (OWN, ELSEWHERE, CLDR)]
+    described = [path.read_text(encoding="utf-8") for path in reports if path.exists()]
+    return blake2b(json.dumps([identity, args.seed, args.matryoshka_dimensions, *described]).encode()).hexdigest()
 
 
 def answer(args: StageArguments) -> dict[str, Any]:
     """Score the finished model, compare it with the start, write ``comparison.json`` and print the answer."""
     folder = Path(args.output_dir)
-    sets = held_out_sets(args)
+    sets, model = held_out_sets(args), resolve(str(folder / FINAL_MODEL), "output_dir")
     before: dict[str, list[Scores]] = {part: [{} for _ in own] for part, own in sets.items()}
     with np.load(folder / _BEFORE) as arrays:
-        for name in arrays.files:
+        for name in {*arrays.files} - {_MADE_BY}:
             part, number, metric, dim = json.loads(name)
             before[part][number][metric, dim] = arrays[name]
-    after = _scores(str(folder / FINAL_MODEL), "output_dir", args, sets)
+    after = _scores(model, "output_dir", args, sets)
     parts = [Part(name, own, before[name], after[name]) for name, own in sets.items()]
     dims = sorted({dim for scores in after.values() for each in scores for _, dim in each}, reverse=True)
     result = summary(parts, dims)
-    write_whole(folder / _RESULT, json.dumps(result, indent=2) + "\n")
+    content = {
+        "start": args.model,
+        "model": model.identity,
+        "sets": {name: list(map(str, own)) for name, own in sets.items()},
+    }
+    write_whole(folder / _RESULT, json.dumps(content | {"scores": result}, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.write(f"\n{table(result)}\n\n{sentence(result)}\n\n{folder / _RESULT}\n")
     return result

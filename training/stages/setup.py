@@ -87,8 +87,9 @@ def _settle_learning_rate(stage: Stage, parameters: int) -> None:
     rates = stage.arguments.mapping("learning_rate_by_size")
     fitting = [each for each in sorted((float(size), rate) for size, rate in rates.items()) if parameters <= each[0]]
     if fitting and "learning_rate" not in stage.keys:
-        stage.arguments.learning_rate = float(fitting[0][1])
-        logger.info("learning rate of a model of %s parameters: %g", f"{parameters:,}", fitting[0][1])
+        # Adapters take ten times the rate of whole models.
+        stage.arguments.learning_rate = float(fitting[0][1]) * (10 if stage.arguments.lora else 1)
+        logger.info("learning rate of a model of %s parameters: %g", f"{parameters:,}", stage.arguments.learning_rate)
 
 
 def _add_evaluation(trainer: F2LLMTrainer, pairs: Pairs | None) -> None:

@@ -15,11 +15,16 @@ from training.common.run_folder import manifest_of
 from training.config.recipe import load_recipe
 from training.data.manifest import load_manifest
 from training.data.published import PublishedFile
+from training.models.model_ref import resolve
 from training.run_stage import main
 from training.stages import own_data
 
 SHORT = {**SMALL, "validation_share": 0, "global_batch_size": 16, "save_steps": 3, "save_strategy": "steps"}
 _WORDS = "river mountain city island forest desert lake valley harbour village".split()
+
+
+def answer_of(run):
+    return json.loads((run / "comparison.json").read_text())["scores"]
 
 
 def words_of(keys):
@@ -52,7 +57,7 @@ def finished(command):
 
 def test_one_command_trains_and_answers(finished, command, capsys):
     _, words = command
-    result = json.loads((finished / "comparison.json").read_text())
+    result = answer_of(finished)
     assert [*result] == ["your data", "elsewhere"]
     assert [*result["your data"]] == ["nDCG@10", "accuracy@1", "recall@10"]
     assert [*result["your data"]["nDCG@10"]] == ["32", "16", "8"]
@@ -66,14 +71,14 @@ def test_one_command_trains_and_answers(finished, command, capsys):
     assert main([*words, "--output_dir", str(finished), "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "before" in printed and ("on your data" in printed) and "; " in printed.splitlines()[-3]
-    assert json.loads((finished / "comparison.json").read_text()) == result
+    assert answer_of(finished) == result
 
 
 def test_the_scores_before_are_those_of_the_start(finished, uninterrupted, command):
     stage = load_recipe(finished / "recipe.yaml", {"output_dir": str(finished)}).stages[0]
     sets = own_data.held_out_sets(stage.arguments)
-    scores = own_data._scores(str(uninterrupted / "model"), "model", stage.arguments, sets)
-    result = json.loads((finished / "comparison.json").read_text())
+    scores = own_data._scores(resolve(str(uninterrupted / "model"), "model"), "model", stage.arguments, sets)
+    result = answer_of(finished)
     for part, (own,) in scores.items():
         for (metric, dim), values in own.items():
             assert result[part][metric][str(dim)]["before"] == pytest.approx(100 * values.mean(), abs=0.006)
@@ -87,7 +92,18 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_answer(finished, command, 
     assert main([*words, "--output_dir", str(run), "--resume"]) == 0
     one, other = (load_file(folder / "model/model.safetensors") for folder in (finished, run))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (run / "comparison.json").read_text() == (finished / "comparison.json").read_text()
+    assert answer_of(run) == answer_of(finished)
+
+
+def test_other_data_is_scored_before_again(command, tmp_path):
+    _, words = command
+    data, run = write_pairs(tmp_path / "pairs.csv", rows=40), tmp_path / "run"
+    words = [str(data) if word.endswith("my pairs.csv") else word for word in words]
+    killed(words[0], 0, *words[1:], "--output_dir", str(run))
+    first = (run / "before.npz").read_bytes()
+    write_pairs(data, rows=50)
+    killed(words[0], 0, *words[1:], "--output_dir", str(run))
+    assert (run / "before.npz").read_bytes() != first
 
 
 def test_replayed_rows_have_their_share(command, tmp_path):
@@ -107,7 +123,7 @@ def test_a_recipe_may_name_data_beside_it(command, tmp_path, uninterrupted):
     keys |= {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({key: value for key, value in keys.items() if value is not None}))
     assert main([str(tmp_path / "r.yaml")]) == 0
-    assert [*json.loads((tmp_path / "run/comparison.json").read_text())] == ["your data"]
+    assert [*answer_of(tmp_path / "run")] == ["your data"]
 
 
 def test_nothing_is_written_before_the_data_is_checked(command, tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.data.building.own_forms import FORMS, ROWS, document, write_beir
 from training.data.building.build_file import build_sources, check_source, load_source
-from training.data.building.recognise import own_entries, own_sources
+from training.data.building.recognise import _find, own_entries, own_sources
 from training.data.manifest import load_manifest
 from training.data.prepared import OFFSETS, TOKENS
 
@@ -251,6 +251,13 @@ def test_what_is_not_there(build, tmp_path, refuses):
     for words, parts in ((["frage=x"], ("ROLE=COLUMN", "query")), (["query=x"], ("no column 'x'", "query, passage"))):
         with refuses(*parts):
             build(pairs, columns=words)
+
+
+def test_names_of_the_hub():
+    place = {"dataset": "org/name", "split": "train"}
+    assert _find("org/name") == [place]
+    assert _find("org/name:de:test") == [{**place, "config": "de", "split": "test"}]
+    assert _find("org/name::test") == [{**place, "split": "test"}]
 
 
 def test_an_unknown_file_is_shown_with_the_line_to_type(build, tmp_path):
