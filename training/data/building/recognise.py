@@ -34,7 +34,7 @@ _PASSAGE = (
         *("text", "body", "content", "context"),
     ),
 )
-_NEGATIVE = re.compile(r"(hard_)?neg(ative)?(s|_docs?|_passages?)?(_?\d+)?")
+_NEGATIVE = re.compile(r"(hard_)?(neg|negative)(s|_docs?|_passages?)?(_?\d+)?")
 _FURTHER = re.compile(r"(positive|pos)_?\d+")
 _TEXT, _LABEL = (
     ("text", "sentence", "utterance", "review", "content"),
