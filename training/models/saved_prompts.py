@@ -54,15 +54,15 @@ def given_prompt(args: StageArguments) -> str | None:
     return args.query_instruction and instruct(args.query_instruction)
 
 
-def default_query_prompt(args: StageArguments) -> str:
-    """Return what goes before queries of sources without an instruction, exactly.
+def default_prompts(args: StageArguments) -> dict[str, str]:
+    """Return what goes before queries and documents of sources without an instruction, exactly, by option.
 
-    It is that of ``query_instruction``, the start model's own (which may be empty), or, if that has none, the published
-    one.
+    Before queries it is that of ``query_instruction``, the start model's own (which may be empty), or, if that has
+    none, the published one; before documents it is the start model's own, or nothing.
     """
-    given = given_prompt(args)
-    start = {} if args.model is None or given is not None else prompts_of(args.model) or {}
-    return start.get("query", DEFAULT_PROMPTS["query"]) if given is None else given
+    given, start = given_prompt(args), {} if args.model is None else prompts_of(args.model) or {}
+    query = start.get("query", DEFAULT_PROMPTS["query"]) if given is None else given
+    return {"query_prompt": query, "document_prompt": start.get("document", "")}
 
 
 def choose_prompts(
@@ -71,7 +71,8 @@ def choose_prompts(
     """Return the prompts of a model that is trained.
 
     Queries get ``query_instruction``, or the prompt that all sources are trained with, that of the start model or the
-    published one. Documents are trained without a prompt and get none. Others are those of the start model.
+    published one. Documents get the start model's if they were all trained with it, else none, as they were trained.
+    Others are those of the start model.
     """
     start = {} if args.model is None else prompts_of(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
@@ -85,9 +86,12 @@ def choose_prompts(
         query, reason = start["query"], f"that of {args.model}, because the sources share none"
     else:
         query, reason = DEFAULT_PROMPTS["query"], "the published one, because the sources share none"
-    if start.get("document") and args.process_index == 0:
-        logger.warning("%s puts %r before documents; the saved model does not", args.model, start["document"])
-    return SavedPrompts({**start, "query": query, "document": ""}, reason, trained)
+    documents = {source.description.get("document_prompt", "") for source in sources}
+    document = documents.pop() if len(documents) == 1 else ""
+    if start.get("document", "") != document and args.process_index == 0:
+        what = "%s puts %r before documents, with which the sources are not all trained; the saved model does not"
+        logger.warning(what, args.model, start["document"])
+    return SavedPrompts({**start, "query": query, "document": document}, reason, trained)
 
 
 def kept_prompts(args: StageArguments) -> SavedPrompts:

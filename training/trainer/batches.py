@@ -55,9 +55,9 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
     A pass over a source visits each of its rows once: they are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
     negatives). A source's passes follow one another without end; each epoch takes the next batches of every source, on
-    average as many as :func:`epoch_batches` says, and shuffles them together. The order of a pass depends on seed, source
-    and its number only, that of an epoch on seed and epoch. Without weights and temperature, an epoch is a pass over all
-    rows.
+    average as many as :func:`epoch_batches` says, and shuffles them together. The order of a pass depends on seed,
+    source and its number only, that of an epoch on seed and epoch. Without weights and temperature, an epoch is a pass
+    over all rows.
     """
 
     def __init__(

@@ -140,6 +140,6 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
     if source.instruction is not None or not options.instructions:
-        del chosen["query_prompt"]
+        del chosen["query_prompt"], chosen["document_prompt"]
     key = json.dumps([FORMAT, described, chosen]) + tokenizer
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
