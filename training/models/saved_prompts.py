@@ -71,8 +71,8 @@ def choose_prompts(
     """Return the prompts of a model that is trained.
 
     Queries get ``query_instruction``, or the prompt that all sources are trained with, that of the start model or the
-    published one. Documents get the start model's if they were all trained with it, else none, as they were trained.
-    Others are those of the start model.
+    published one. Documents get the start model's if a source was trained with it, else none. Others are those of the
+    start model.
     """
     start = {} if args.model is None else prompts_of(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
@@ -86,11 +86,12 @@ def choose_prompts(
         query, reason = start["query"], f"that of {args.model}, because the sources share none"
     else:
         query, reason = DEFAULT_PROMPTS["query"], "the published one, because the sources share none"
-    documents = {source.description.get("document_prompt", "") for source in sources}
-    document = documents.pop() if len(documents) == 1 else ""
-    if start.get("document", "") != document and args.process_index == 0:
-        what = "%s puts %r before documents, with which the sources are not all trained; the saved model does not"
-        logger.warning(what, args.model, start["document"])
+    document = start.get("document", "")
+    if all(source.description.get("document_prompt", "") != document for source in sources):
+        if args.process_index == 0:
+            what = "%s puts %r before documents, with which no source is trained; the saved model does not"
+            logger.warning(what, args.model, document)
+        document = ""
     return SavedPrompts({**start, "query": query, "document": document}, reason, trained)
 
 

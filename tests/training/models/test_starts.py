@@ -135,12 +135,20 @@ def test_told_otherwise_the_start_s_prompt_is_not_used(tmp_path, tiny_config, ti
         assert described.get("prompt") == (prompt or None) and described["instruction"] is None
 
 
-def test_a_prompt_before_documents_that_is_not_trained_is_left_out(tmp_path, tiny_config, tiny_tokenizer, caplog):
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_prompt_before_documents_stays_if_a_source_is_trained_with_it(
+    trained, tmp_path, tiny_config, tiny_tokenizer, caplog
+):
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
-    recipe = write_single_stage(tmp_path, **{**NO_NEW_MODEL, "model": str(start), "instructions": True})
+    recipe, manifest = _stage(tmp_path, start, task_types=None), tmp_path / "data/manifest.yaml"
+    content = yaml.safe_load(manifest.read_text())
+    for source in content["sources"][int(trained) :]:
+        source["instruction"] = "Find it."
+    manifest.write_text(yaml.safe_dump(content))
     trainer = _set_up(recipe)
-    assert trainer.prompts["document"] == "" and "puts 'about: ' before documents" in caplog.text
-    assert not any(text.startswith("about: ") for text in _texts(trainer, 1))
+    assert trainer.prompts["document"] == ("about: " if trained else "")
+    assert ("puts 'about: ' before documents" in caplog.text) != trained
+    assert all(text.startswith("about: ") == trained for text in _texts(trainer, 1))
 
 
 def test_forms_and_sources_with_an_instruction_do_not_depend_on_the_start(tmp_path, tiny_config, tiny_tokenizer):
