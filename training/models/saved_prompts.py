@@ -17,7 +17,7 @@ from training.config.arguments import StageArguments
 from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
 from training.models.model_folder import read_json
-from training.models.model_ref import prompts_of
+from training.models.model_ref import default_prompt_name, prompts_of
 
 logger = logging.getLogger("training")
 
@@ -92,6 +92,9 @@ def choose_prompts(
             what = "%s puts %r before documents, with which no source is trained; the saved model does not"
             logger.warning(what, args.model, document)
         document = ""
+    if args.model is not None and (name := default_prompt_name(args.model)) and args.process_index == 0:
+        what = "%s puts its prompt %r before texts encoded without one; the saved model does not: name it"
+        logger.warning(what, args.model, name)
     return SavedPrompts({**start, "query": query, "document": document}, reason, trained)
 
 

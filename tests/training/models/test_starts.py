@@ -140,6 +140,7 @@ def test_a_prompt_before_documents_stays_if_a_source_is_trained_with_it(
     trained, tmp_path, tiny_config, tiny_tokenizer, caplog
 ):
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
+    edit_json(start / "config_sentence_transformers.json", default_prompt_name="query")
     recipe, manifest = _stage(tmp_path, start, task_types=None), tmp_path / "data/manifest.yaml"
     content = yaml.safe_load(manifest.read_text())
     for source in content["sources"][int(trained) :]:
@@ -148,6 +149,7 @@ def test_a_prompt_before_documents_stays_if_a_source_is_trained_with_it(
     trainer = _set_up(recipe)
     assert trainer.prompts["document"] == ("about: " if trained else "")
     assert ("puts 'about: ' before documents" in caplog.text) != trained
+    assert "puts its prompt 'query' before texts encoded without one" in caplog.text
     assert all(text.startswith("about: ") == trained for text in _texts(trainer, 1))
 
 
