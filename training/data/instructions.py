@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 
@@ -33,6 +34,11 @@ def with_instruction(instruction: str | None, text: str, prompt: str = DEFAULT_P
     if _INSTRUCTED.match(text):
         return text
     return prompt + text if instruction is None else instruct(instruction, text)
+
+
+def without_prompts(text: str, prompts: Sequence[str]) -> str:
+    """Take the longest of some prompts that a text starts with off it."""
+    return text[max((len(prompt) for prompt in prompts if text.startswith(prompt)), default=0) :]
 
 
 def without_instruction(text: str) -> str:

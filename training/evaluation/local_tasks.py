@@ -25,7 +25,7 @@ from training.common.errors import UserError
 from training.common.keyed import text_key
 from training.common.languages import iso639_3, usual_script
 from training.data.cleaning.normalise import normalise
-from training.data.instructions import without_instruction
+from training.data.instructions import without_instruction, without_prompts
 from training.data.prepared import DESCRIPTION, PreparedSource
 from training.data.published import PublishedFile
 from training.evaluation.pairs import read_texts
@@ -122,8 +122,8 @@ def _validation_task(source: PreparedSource) -> AbsTask:
         )
     positions = np.unique(rows[rows >= 0])
     # The runner adds the prompts, and passages of symmetric sources may have one, too.
-    prompt = source.description.get("prompt", "")
-    alone = (without_instruction(text.removeprefix(prompt)) for text in source.texts(positions))
+    prompts = [source.description.get(name, "") for name in ("prompt", "document_prompt")]
+    alone = (without_instruction(without_prompts(text, prompts)) for text in source.texts(positions))
     texts = dict(zip(positions.tolist(), alone, strict=True))
     queries, passages = ([texts[position] for position in column] for column in rows[:, :2].T.tolist())
     positives, negatives = (

@@ -217,3 +217,8 @@ def prompts_of(model: ModelRef | str) -> dict[str, str] | None:
     if prompts is None:
         return None if model.base is model else prompts_of(model.base)
     return {key: text or "" for key, text in prompts.items()}
+
+
+def default_prompt_name(model: ModelRef | str) -> str | None:
+    """Return which of its prompts a model puts before texts that are encoded without naming one."""
+    return (_ref(model).read("config_sentence_transformers.json") or {}).get("default_prompt_name")

@@ -17,7 +17,7 @@ from training.config.arguments import StageArguments
 from training.data.instructions import split_instruction
 from training.data.prepared import PreparedSource
 from training.models.model_folder import read_json
-from training.models.model_ref import prompts_of
+from training.models.model_ref import default_prompt_name, prompts_of
 
 logger = logging.getLogger("training")
 
@@ -54,15 +54,15 @@ def given_prompt(args: StageArguments) -> str | None:
     return args.query_instruction and instruct(args.query_instruction)
 
 
-def default_query_prompt(args: StageArguments) -> str:
-    """Return what goes before queries of sources without an instruction, exactly.
+def default_prompts(args: StageArguments) -> dict[str, str]:
+    """Return what goes before queries and documents of sources without an instruction, exactly, by option.
 
-    It is that of ``query_instruction``, the start model's own (which may be empty), or, if that has none, the published
-    one.
+    Before queries it is that of ``query_instruction``, the start model's own (which may be empty), or, if that has
+    none, the published one; before documents it is the start model's own, or nothing.
     """
-    given = given_prompt(args)
-    start = {} if args.model is None or given is not None else prompts_of(args.model) or {}
-    return start.get("query", DEFAULT_PROMPTS["query"]) if given is None else given
+    given, start = given_prompt(args), {} if args.model is None else prompts_of(args.model) or {}
+    query = start.get("query", DEFAULT_PROMPTS["query"]) if given is None else given
+    return {"query_prompt": query, "document_prompt": start.get("document", "")}
 
 
 def choose_prompts(
@@ -71,7 +71,8 @@ def choose_prompts(
     """Return the prompts of a model that is trained.
 
     Queries get ``query_instruction``, or the prompt that all sources are trained with, that of the start model or the
-    published one. Documents are trained without a prompt and get none. Others are those of the start model.
+    published one. Documents get the start model's if a source was trained with it, else none. Others are those of the
+    start model.
     """
     start = {} if args.model is None else prompts_of(args.model) or {}
     trained = tuple(sorted({prompt for source in sources for prompt in _trained_prompts(source, tokenizer)}))
@@ -85,9 +86,16 @@ def choose_prompts(
         query, reason = start["query"], f"that of {args.model}, because the sources share none"
     else:
         query, reason = DEFAULT_PROMPTS["query"], "the published one, because the sources share none"
-    if start.get("document") and args.process_index == 0:
-        logger.warning("%s puts %r before documents; the saved model does not", args.model, start["document"])
-    return SavedPrompts({**start, "query": query, "document": ""}, reason, trained)
+    document = start.get("document", "")
+    if all(source.description.get("document_prompt", "") != document for source in sources):
+        if args.process_index == 0:
+            what = "%s puts %r before documents, with which no source is trained; the saved model does not"
+            logger.warning(what, args.model, document)
+        document = ""
+    if args.model is not None and (name := default_prompt_name(args.model)) and args.process_index == 0:
+        what = "%s puts its prompt %r before texts encoded without one; the saved model does not: name it"
+        logger.warning(what, args.model, name)
+    return SavedPrompts({**start, "query": query, "document": document}, reason, trained)
 
 
 def kept_prompts(args: StageArguments) -> SavedPrompts:

@@ -151,8 +151,8 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: 
     described = [(columns[each.task_type], rows * share, each.weight) for each in sizes for rows in each.rows]
     cells, rows, weights = np.array(described).T
     mixing = (weights, args.source_temperature) if split == "train" else ()
-    counts, taken = epoch_batches(rows, args.global_batch_size, *mixing)
-    if not taken.any():
+    counts, shares = epoch_batches(rows, args.global_batch_size, *mixing)
+    if not shares.any():
         return Batches()
     texts = cells * rows / np.maximum(counts, 1)
     of_process = texts / args.world_size
@@ -160,7 +160,7 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: 
     chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
     tokens = texts * length
     facts = (tokens, texts, chunks, of_process * length / chunks, tokens * length, tokens * (1 - 1 / chunks))
-    return _average(int(taken.sum()), np.array(facts), taken)
+    return _average(round(shares.sum()), np.array(facts), shares)
 
 
 def _average(count: int, facts: np.ndarray, weights: np.ndarray | None = None) -> Batches:

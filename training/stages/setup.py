@@ -31,7 +31,7 @@ from training.models.adapters import adapter_config, add_adapter, has_adapter
 from training.models.loading import load_tokenizer, load_whole_model, source_texts, train_tokenizer
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
-from training.models.saved_prompts import choose_prompts, default_query_prompt
+from training.models.saved_prompts import choose_prompts, default_prompts
 from training.stages.mining import mine_negatives
 from training.stages.own_data import add_replay, build_own_data
 from training.trainer.batches import batch_sampler, epoch_line
@@ -149,7 +149,7 @@ def prepare_sources(
         **{name: getattr(args, name) for name in same},
         num_hard_negatives=least_negatives(args.num_hard_negatives, args.min_hard_negatives),
         keep_texts=keep_texts,
-        query_prompt=default_query_prompt(args) if any(each.instruction is None for each in sources) else None,
+        **(default_prompts(args) if any(each.instruction is None for each in sources) else {}),
         text_forms=args.mask_duplicates,
     )
     try:

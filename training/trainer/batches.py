@@ -31,11 +31,11 @@ class RowKey(NamedTuple):
 def epoch_batches(
     rows: Sequence[float], global_batch_size: int, weights: Sequence[float] | None = None, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ``(s,)`` batches of a pass over each source, and ``(s,)`` how many of them an epoch takes.
+    """Return the ``(s,)`` batches of a pass over each source, and ``(s,)`` how many of them a mean epoch takes.
 
-    An epoch takes a share ``p`` of its rows from each source, in whole batches and at least one, where ``p`` is
-    proportional to ``weight * rows ** (1 / temperature)``: the sampling of languages of Conneau et al. (2020, XLM-R),
-    with an alpha of 1 / temperature. With equal weights and a temperature of 1 it takes every row once.
+    An epoch takes a share ``p`` of its rows from each source, at least one batch, where ``p`` is proportional to
+    ``weight * rows ** (1 / temperature)``: the sampling of languages of Conneau et al. (2020, XLM-R), with an alpha of
+    1 / temperature. The sum is whole. With equal weights and a temperature of 1 an epoch takes every row once.
     """
     rows = np.asarray(rows, dtype=float)
     weights = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=float)
@@ -43,7 +43,10 @@ def epoch_batches(
     # Scaled to at most 1, so that no power overflows.
     parts = weights / weights.max() * (rows / max(rows.max(), 1)) ** (1 / temperature)
     passes = parts * rows.sum() / (np.maximum(rows, 1) * max(parts.sum(), np.finfo(float).tiny))
-    return counts, np.where(counts > 0, np.maximum(np.rint(counts * passes), 1), 0).astype(int)
+    # Rounded, so that what is whole stays so.
+    shares = np.where(counts > 0, np.maximum(np.round(counts * passes, 6), 1), 0.0)
+    total = round(shares.sum(), 6)
+    return counts, shares * (np.ceil(total) / max(total, 1))
 
 
 class GlobalBatchSampler(Sampler[list[RowKey]]):
@@ -51,9 +54,10 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
 
     A pass over a source visits each of its rows once: they are shuffled and cut into as few batches of at most
     ``global_batch_size`` as hold them, equal in size to within one row (a rest of a few rows would have few in-batch
-    negatives). A source's passes follow one another without end; each epoch takes the next batches of every source, as
-    many as :func:`epoch_batches` says, and shuffles them together. The order of a pass depends on seed, source and its
-    number only, that of an epoch on seed and epoch. Without weights and temperature, an epoch is a pass over all rows.
+    negatives). A source's passes follow one another without end; each epoch takes the next batches of every source, on
+    average as many as :func:`epoch_batches` says, and shuffles them together. The order of a pass depends on seed,
+    source and its number only, that of an epoch on seed and epoch. Without weights and temperature, an epoch is a pass
+    over all rows.
     """
 
     def __init__(
@@ -65,23 +69,35 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         temperature: float = 1.0,
     ) -> None:
         self.rows_per_source, self.seed, self.epoch = list(rows_per_source), seed, 0
-        counts, taken = epoch_batches(rows_per_source, global_batch_size, weights, temperature)
-        # By source: batches of a pass and of an epoch.
-        self.counts, self.taken = counts.tolist(), taken.tolist()
+        counts, self.shares = epoch_batches(rows_per_source, global_batch_size, weights, temperature)
+        # Batches of a pass over each source.
+        self.counts: list[int] = counts.tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.taken)
+        return round(self.shares.sum())
+
+    def _taken(self) -> np.ndarray:
+        """Return the ``(epochs, s)`` batches of each epoch until this one: shares are rounded up or down in turn.
+
+        Systematic sampling: lined up, the fractions of all shares cover a whole length, and a batch goes to each that
+        holds one of the points start, start + 1 … The starts of epochs are multiples of the golden ratio, modulo 1.
+        """
+        starts = np.arange(self.epoch + 1)[:, None] * ((5**0.5 - 1) / 2) % 1
+        ends = np.round(np.cumsum(self.shares % 1), 6)
+        return np.floor(self.shares).astype(int) + np.diff(np.floor(ends + starts), axis=1, prepend=0).astype(int)
 
     def __iter__(self) -> Iterator[list[RowKey]]:
+        *earlier, taken = self._taken()
+        before = np.sum(earlier, axis=0, dtype=int) if earlier else np.zeros_like(taken)
         # Source, number of the pass, and number of the batch in it.
         batches = [
-            (source, *divmod(self.epoch * taken + each, self.counts[source]))
-            for source, taken in enumerate(self.taken)
-            for each in range(taken)
+            (source, *divmod(first + each, self.counts[source]))
+            for source, (first, number) in enumerate(zip(before.tolist(), taken.tolist(), strict=True))
+            for each in range(number)
         ]
         orders = {
             (source, turn): np.argsort(
@@ -107,12 +123,12 @@ def batch_sampler(args: StageArguments, sources: Sequence[PreparedSource], split
 
 def epoch_line(sampler: GlobalBatchSampler, names: Sequence[str]) -> str | None:
     """Return what an epoch takes of each source, in one line; None if it takes every row once."""
-    if sampler.taken == sampler.counts:
+    if sampler.shares.tolist() == sampler.counts:
         return None
-    visits = zip(names, sampler.taken, sampler.counts, strict=True)
-    passes = sorted(((taken / count, name, taken) for name, taken, count in visits if count), reverse=True)
+    visits = zip(names, sampler.shares.tolist(), sampler.counts, strict=True)
+    passes = sorted(((share / count, name, share) for name, share, count in visits if count), reverse=True)
     shown = passes if len(passes) <= _MOST_SHOWN else [passes[0], passes[-1]]
-    each = [f"{name} {taken:,} ({turns:.3g} passes over its rows)" for turns, name, taken in shown]
+    each = [f"{name} {round(share, 1):,.9g} ({turns:.3g} passes over its rows)" for turns, name, share in shown]
     of_each = ", ".join(each) if shown is passes else f"from {each[0]} down to {each[1]}"
     return f"an epoch is {len(sampler):,} batches of {len(passes):,} sources: {of_each}"
 

@@ -45,7 +45,7 @@ def _with_head(weights):
 
 
 @pytest.fixture(
-    params=["stock", "left", "head", "bfloat16", "prompt without a template", "empty prompt", "plain", "ours"],
+    params=["stock", "left", "head", "bfloat16", "prompt without a template", "both", "empty prompt", "plain", "ours"],
 )
 def start(request, tmp_path, tiny_config, tiny_tokenizer):
     """A folder to start from, and the query prompt that sources without an instruction are trained with."""
@@ -56,9 +56,10 @@ def start(request, tmp_path, tiny_config, tiny_tokenizer):
         _set_prompts(tmp_path / "start", {"query": OURS, "document": ""})
         return tmp_path / "start", OURS
     folder = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
-    special = {"prompt without a template": "search for: ", "empty prompt": ""}
+    special = {"prompt without a template": "search for: ", "both": "search for: ", "empty prompt": ""}
     query = special.get(request.param, QWEN3_PROMPTS["query"])
-    _set_prompts(folder, {"query": query, "document": "", "topic": "Topic: "})
+    document = "about: " if request.param == "both" else ""
+    _set_prompts(folder, {"query": query, "document": document, "topic": "Topic: "})
     if request.param == "left":
         edit_json(folder / "tokenizer_config.json", padding_side="left")
     if request.param == "head":
@@ -86,9 +87,10 @@ def _set_up(recipe):
     return set_up(load_recipe(recipe).stages[0])
 
 
-def _query_texts(trainer):
+def _texts(trainer, columns):
     source, tokenizer = trainer.sources[0], trainer.processing_class
-    return [tokenizer.decode(source.tokens(int(row[0])), skip_special_tokens=True) for row in source.rows["train"]]
+    texts = source.rows["train"][:, columns].ravel().tolist()
+    return [tokenizer.decode(source.tokens(text), skip_special_tokens=True) for text in texts]
 
 
 def test_the_folder_saved_at_step_0_embeds_as_the_start(start, tmp_path, caplog):
@@ -96,7 +98,7 @@ def test_the_folder_saved_at_step_0_embeds_as_the_start(start, tmp_path, caplog)
     folder, query = start
     trainer = _set_up(_stage(tmp_path, folder))
     assert f"query prompt of the saved model: {query!r}" in caplog.text
-    assert all(text.startswith(f"{query}the ") for text in _query_texts(trainer))
+    assert all(text.startswith(f"{query}the ") for text in _texts(trainer, 0))
     trainer.save_model(str(tmp_path / "saved"))
     # A plain folder says neither its pooling nor its prompts: what this repository reads from it is the start.
     plain = not (folder / "modules.json").exists()
@@ -108,7 +110,9 @@ def test_the_folder_saved_at_step_0_embeds_as_the_start(start, tmp_path, caplog)
         for each in (tmp_path / "saved", *([] if plain else [folder]))
     ]
     assert models[0].tokenizer(["a"]).input_ids[0][-1] == models[0].tokenizer.convert_tokens_to_ids(end)
-    assert models[0].prompts["query"] == query and models[0].prompts["document"] == ""
+    document = "" if plain else models[1].prompts["document"]
+    assert models[0].prompts["query"] == query and models[0].prompts["document"] == document
+    assert all(text.startswith(document) for text in _texts(trainer, slice(1, None)))
     if plain:
         return
     assert models[0].prompts == models[1].prompts
@@ -124,18 +128,36 @@ def test_told_otherwise_the_start_s_prompt_is_not_used(tmp_path, tiny_config, ti
     for keys, prompt in (({"instructions": False}, ""), ({"query_instruction": "Turn it."}, instruct("Turn it."))):
         trainer = _set_up(_stage(tmp_path, start, **keys))
         assert trainer.prompts["query"] == prompt and all(
-            text.startswith(f"{prompt}the ") for text in _query_texts(trainer)
+            text.startswith(f"{prompt}the ") for text in _texts(trainer, 0)
         )
         # Raw text needs no prompt, and says so in no file.
         described = PreparedSource(trainer.sources[0].folder).description
         assert described.get("prompt") == (prompt or None) and described["instruction"] is None
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_prompt_before_documents_stays_if_a_source_is_trained_with_it(
+    trained, tmp_path, tiny_config, tiny_tokenizer, caplog
+):
+    start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
+    edit_json(start / "config_sentence_transformers.json", default_prompt_name="query")
+    recipe, manifest = _stage(tmp_path, start, task_types=None), tmp_path / "data/manifest.yaml"
+    content = yaml.safe_load(manifest.read_text())
+    for source in content["sources"][int(trained) :]:
+        source["instruction"] = "Find it."
+    manifest.write_text(yaml.safe_dump(content))
+    trainer = _set_up(recipe)
+    assert trainer.prompts["document"] == ("about: " if trained else "")
+    assert ("puts 'about: ' before documents" in caplog.text) != trained
+    assert "puts its prompt 'query' before texts encoded without one" in caplog.text
+    assert all(text.startswith("about: ") == trained for text in _texts(trainer, 1))
+
+
 def test_forms_and_sources_with_an_instruction_do_not_depend_on_the_start(tmp_path, tiny_config, tiny_tokenizer):
     start = save_like_qwen3_embedding(tmp_path / "start", tiny_config, tiny_tokenizer)
     forms, names = [], []
-    for prompt in ("search for: ", QWEN3_PROMPTS["query"]):
-        _set_prompts(start, {"query": prompt, "document": ""})
+    for prompt, document in (("search for: ", "about: "), (QWEN3_PROMPTS["query"], "")):
+        _set_prompts(start, {"query": prompt, "document": document})
         (source,) = _set_up(_stage(tmp_path, start, mask_duplicates=True)).sources
         forms.append(set(source.forms(np.arange(source.description["texts"])).tolist()))
         recipe = write_single_stage(tmp_path, **{**NO_NEW_MODEL, "model": str(start), "instructions": True})

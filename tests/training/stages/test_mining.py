@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -109,6 +110,13 @@ def test_a_small_corpus_is_left_and_an_earlier_source_forgotten(recipe, tmp_path
     sources = load_manifest(mine_negatives(arguments, manifest))
     assert [each.name for each in sources] == ["tiny_clustering", "tiny_classification", "other"]
     assert sources[2].files[0].samefile(tmp_path / "data/retrieval.parquet")
+
+
+def test_it_is_said_if_no_negative_is_found(recipe, tmp_path, caplog):
+    vectors = dict.fromkeys([*_NAMES, *_COLOURS, *(f"{name}," for name in _NAMES)], np.ones(16))
+    args = only_stage(load_recipe(recipe(miner=str(save_vectors(tmp_path / "miner", vectors)))))
+    mine_negatives(args, tmp_path / "data/manifest.yaml")
+    assert "tiny_retrieval: no row has got a negative; refused by rule: positive" in caplog.text
 
 
 def test_a_reranker_refuses(recipe, tmp_path):

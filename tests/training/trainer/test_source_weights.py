@@ -57,13 +57,14 @@ def test_equal_weights_and_a_temperature_of_1_change_nothing(weights, epoch):
 )
 def test_shares_are_as_asked_and_every_pass_visits_every_row_once(weights, temperature):
     sampler, epochs = GlobalBatchSampler(ROWS, 8, 5, weights, temperature), 60
-    visits, sizes = defaultdict(Counter), defaultdict(set)
+    visits, sizes, drawn = defaultdict(Counter), defaultdict(set), Counter()
     for epoch in range(epochs):
         order = batches(sampler, epoch)
         assert len(order) == len(sampler)
         for batch in order:
             assert len({key[:2] for key in batch}) == 1
             sizes[batch[0].source].add(len(batch))
+            drawn[batch[0].source] += 1
             visits[batch[0][:2][::-1]].update(key.row for key in batch)
     assert {source for source, _ in visits} == {0, 1, 3, 4}
     for source in (0, 1, 3, 4):
@@ -73,11 +74,14 @@ def test_shares_are_as_asked_and_every_pass_visits_every_row_once(weights, tempe
         # All but the last pass are whole, and no row is visited twice in one.
         assert all(len(visits[source, turn]) == ROWS[source] for turn in turns[:-1])
         assert all(set(visits[source, turn].values()) == {1} for turn in turns)
+    # At least one batch; what is above is exact over epochs, not rounded in each.
+    _, shares = epoch_batches(ROWS, 8, weights, temperature)
+    assert all(abs(drawn[source] - epochs * share) <= 3 for source, share in enumerate(shares))
     asked = np.array(weights or [1] * 5) * np.array(ROWS) ** (1 / temperature)
-    taken = [sum(len(rows) for (each, _), rows in visits.items() if each == source) for source in range(5)]
-    # Whole batches, and at least one.
-    tolerance = np.where(np.array(ROWS) > 0, 8 * epochs, 0)
-    assert (np.abs(taken - asked / asked.sum() * sum(ROWS) * epochs) <= tolerance).all()
+    batches_asked = asked / asked.sum() * sum(ROWS) / np.maximum(ROWS, 1) * np.ceil(np.array(ROWS) / 8)
+    more = batches_asked > 1
+    assert np.allclose(shares[more] / shares[0], batches_asked[more] / batches_asked[0], rtol=1e-5) or not more[0]
+    assert (shares[~more] <= 1.1).all() and len(sampler) == round(shares.sum())
 
 
 def test_an_epoch_is_a_function_of_its_number_and_passes_differ():
@@ -89,23 +93,23 @@ def test_an_epoch_is_a_function_of_its_number_and_passes_differ():
     small = [[key.row for key in batch] for batch in batches(fresh, 3) if batch[0].source == 1]
     assert len(set(map(tuple, small))) == len(small) > 9
     # A source that gives few batches an epoch goes on where the last epoch ended.
-    few = [{key.row for batch in batches(fresh, epoch) for key in batch if key.source == 4} for epoch in range(5)]
-    assert sum(map(len, few)) == 33 and set.union(*few) == set(range(33))
+    few = [key for epoch in range(9) for batch in batches(fresh, epoch) for key in batch if key.source == 4]
+    assert sorted(key.row for key in few if key.epoch == 0) == list(range(33)) and few[-1].epoch == 1
 
 
 @pytest.mark.parametrize("temperature", [0.001, 1, 5, 1e9])
 @pytest.mark.parametrize("weights", [[1e-300, 1, 1], [1e300, 1, 1e-9]])
 def test_extreme_weights_leave_every_source_in_and_the_epoch_bounded(temperature, weights):
-    counts, taken = epoch_batches([10**7, 5, 0], 512, weights, temperature)
-    assert counts.tolist() == [19532, 1, 0] and taken[2] == 0
-    assert (taken[:2] >= 1).all() and taken[0] <= 19532 and taken[1] <= 10**7
+    counts, shares = epoch_batches([10**7, 5, 0], 512, weights, temperature)
+    assert counts.tolist() == [19532, 1, 0] and shares[2] == 0
+    assert (shares[:2] >= 1).all() and shares[0] <= 19533 and shares[1] <= 10**7
 
 
 def test_many_sources_are_summed_up():
     few = epoch_line(GlobalBatchSampler([64, 8], 8, 0, [1, 16]), ["a", "b"])
     assert few == "an epoch is 9 batches of 2 sources: b 6 (6 passes over its rows), a 3 (0.375 passes over its rows)"
     many = epoch_line(GlobalBatchSampler([64, *[8] * 9], 8, 0, [8, *[1] * 9]), "abcdefghij")
-    assert "of 10 sources: from a 15 (1.88 passes over its rows) down to b 1" in many and len(many) < 150
+    assert "of 10 sources: from a 15 (1.87 passes over its rows) down to b 1" in many and len(many) < 150
 
 
 def _stage(folder, weights=None, **keys):
@@ -126,9 +130,9 @@ def test_a_run_resumed_in_an_epoch_is_the_uninterrupted_one_and_its_plan(tmp_pat
     assert main([str(recipe)]) == 0
     steps = state_of(tmp_path / "a/run")["global_step"]
     # 72 rows of each: shares of 0.6, 2 and 1 of 216 rows.
-    line = "an epoch is 14 batches of 3 sources: tiny_clustering 8 (1.6 passes over its rows), tiny_classification 4"
+    line = "an epoch is 15 batches of 3 sources: tiny_clustering 8.3 (1.67 passes over its rows), tiny_classification"
     assert line in caplog.text and caplog.text.count("an epoch is") == 1
-    assert (plan.steps, plan.training.count) == (steps, steps // 2) == (28, 14)
+    assert (plan.steps, plan.training.count) == (steps, steps // 2) == (30, 15)
     again = _stage(tmp_path / "b", WEIGHTS, source_temperature=2)
     # In the second epoch.
     killed(again, 21)
@@ -155,7 +159,7 @@ def test_an_estimate_counts_the_epoch(tmp_path):
     keys = {"source_temperature": 2, "validation_share": 0.0}
     args = load_recipe(_stage(tmp_path, **keys)).stages[0].arguments
     sizes = [SourceSizes("a", "retrieval", [320.0, 80.0]), SourceSizes("b", "classification", [16.0], 3)]
-    taken = epoch_batches([320, 80, 16], 16, [1, 1, 3], 2)[1]
+    shares = epoch_batches([320, 80, 16], 16, [1, 1, 3], 2)[1]
     estimate = estimate_batches(args, sizes, "train")
-    assert taken.tolist() == [12, 6, 8] and estimate.count == 26
-    assert estimate.texts == np.average([80, 80, 48], weights=taken)
+    assert shares == pytest.approx([11.98, 5.99, 8.03], abs=0.01) and estimate.count == 26
+    assert estimate.texts == np.average([80, 80, 48], weights=shares)

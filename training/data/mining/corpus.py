@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -81,20 +80,15 @@ class PairBatch(NamedTuple):
 
 def pair_batches(files: Iterable[SourceFile], raw: bool = False) -> Iterator[PairBatch]:
     """Read and check files. Queries come without instructions if ``raw``."""
-    for path in files:
-        file = PublishedFile(path)
-        more = [name for name in file.schema.names if re.fullmatch(r"positive_\d+", name)]
-        columns = ["passage", *sorted(more, key=lambda name: int(name.removeprefix("positive_")))]
-        names = {*more, *(f"{name}_id" for name in columns)}
-        further = [name for name in file.schema.names if name in names]
-        rest = chain.from_iterable(map(pa.RecordBatch.to_pylist, file.further_columns(further) if further else ()))
+    for file in map(PublishedFile, files):
         for batch in file.batches(_BATCH_ROWS, raw=raw):
-            rows = list(islice(rest, len(batch))) if further else [{}] * len(batch)
+            nothing = [None] * len(batch)
+            sides = [(batch.columns[name], batch.columns.get(f"{name}_id", nothing)) for name in file.positives]
             found = [
-                (query, text, row.get(f"{name}_id"), name == "passage")
-                for query, passage, row in zip(batch.columns["query"], batch.columns["passage"], rows, strict=True)
-                for name in columns
-                if (text := passage if name == "passage" else row[name]) is not None
+                (query, texts[row], ids[row], number == 0)
+                for row, query in enumerate(batch.columns["query"])
+                for number, (texts, ids) in enumerate(sides)
+                if texts[row] is not None
             ]
             yield PairBatch(*map(list, zip(*found, strict=True)))
 

@@ -170,7 +170,14 @@ def mine(
             write_whole(output / REPORT, json.dumps({"sources": report}, indent=2) + "\n")
             shutil.rmtree(tasks.folder)
             done = report[source.name]
-            logger.info("%s: %d of %d rows kept", source.name, done["kept"], done["rows"])
+            mean = done["negatives"] / done["rows"]
+            logger.info(
+                "%s: %d of %d rows kept; %.3g negatives found a row", source.name, done["kept"], done["rows"], mean
+            )
+            if options.keep_short and not done["negatives"]:
+                refused = ", ".join(f"{rule} {number}" for rule, number in counts["refused"].items())
+                what = "%s: no row has got a negative; refused by rule: %s; try another model"
+                logger.warning(what, source.name, refused)
         stage_caps = read_manifest(manifest).stage_caps if manifest else {}
         mined = [source for source in sources if source not in small]
         entries = _manifest_entries(output, report, mined, [*others, *small], options.negatives)
@@ -371,4 +378,5 @@ class MiningTasks:
         passages = self._texts("passage")
         tables = mined_rows(self.source.files, lambda rows: passages.take(mined[numbers[rows]]), self.options)
         kept = write_parquet(path, tables)
-        return {"rows": len(numbers), "kept": kept, "dropped": len(numbers) - kept}
+        found = int((mined[numbers] >= 0).sum())
+        return {"rows": len(numbers), "kept": kept, "dropped": len(numbers) - kept, "negatives": found}

@@ -74,7 +74,8 @@ def prepare(
         raise submitted
     for source in prepared:
         same, rows = source.description["query_is_passage"], sum(source.description["rows"].values())
-        if same:
+        # Graded pairs of equal texts are compared with others.
+        if same and source.task_type != "similarity":
             what = "in %d of %d rows the query is the passage in some spelling; these teach next to nothing"
             logger.warning(f"source %r: {what}", source.name, same, rows)
         if source.num_negatives == 0 and source.task_type == "retrieval":
@@ -140,6 +141,6 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
     if source.instruction is not None or not options.instructions:
-        del chosen["query_prompt"]
+        del chosen["query_prompt"], chosen["document_prompt"]
     key = json.dumps([FORMAT, described, chosen]) + tokenizer
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -64,6 +64,7 @@ class PreparationOptions:
     on_bad_row: str = "error"  # one of ON_BAD_ROW
     keep_texts: bool = False  # store the texts beside their tokens, for teachers with another tokenizer
     query_prompt: str | None = None  # before queries of sources without an instruction
+    document_prompt: str = ""  # before documents of sources without an instruction
     text_forms: bool = False  # store a number for the normal form of each text, for mask_duplicates
 
     def __post_init__(self) -> None:
@@ -105,6 +106,11 @@ class PreparationPlan:
     def prompt(self) -> str | None:
         """What goes before queries for want of an instruction; None if the source has one, or texts stay raw."""
         return self.options.query_prompt if self.options.instructions and self.source.instruction is None else None
+
+    @property
+    def document_prompt(self) -> str:
+        """What goes before documents that carry no instruction."""
+        return "" if self.prompt is None else self.options.document_prompt
 
     @property
     def width(self) -> int:

@@ -146,6 +146,8 @@ def _hash_batch(
             text = without_instruction(text)
         elif is_query or (share and keyed_uniform(*key, text_key(text)) < share):
             text = with_instruction(instruction, text, plan.prompt or "")
+        else:
+            text = plan.document_prompt + text
         digest = xxh3_128_digest(text.encode(), seed=options.seed)
         texts[digest] = text
         return int(hashes_of([digest])[0])

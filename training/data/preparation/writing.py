@@ -21,7 +21,7 @@ from training.common.errors import UserError
 from training.common.keyed import text_key
 from training.common.outputs import write_checksums
 from training.data.cleaning.normalise import normalise
-from training.data.instructions import without_instruction
+from training.data.instructions import without_instruction, without_prompts
 from training.data.preparation.plan import PreparationPlan
 from training.data.preparation.reading import MISSING, read_partition
 from training.data.prepared import (
@@ -118,7 +118,8 @@ def tokenise_partition(plan: PreparationPlan, partition: int) -> None:
         lengths.tofile(plan.file("utf8_lengths", partition))
     if plan.keeps_forms:
         # Of the text alone: an instruction does not change what it says.
-        alone = (without_instruction(text.removeprefix(plan.prompt or "")) for text in texts)
+        prompts = (plan.prompt or "", plan.document_prompt)
+        alone = (without_instruction(without_prompts(text, prompts)) for text in texts)
         forms = np.fromiter(map(text_key, map(normalise, alone)), "<u8", len(texts))
         forms.tofile(plan.file("forms", partition))
     np.array(order, dtype="<u8").tofile(plan.file("hashes", partition))
@@ -198,6 +199,7 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         "symmetric": source.symmetric,
         "instruction": source.instruction if options.instructions else None,
         **({} if plan.prompt is None else {"prompt": plan.prompt}),
+        **({"document_prompt": plan.document_prompt} if plan.document_prompt else {}),
         "languages": source.languages,
         "negatives": plan.negatives,
         "texts": texts,

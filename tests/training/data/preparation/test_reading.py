@@ -90,11 +90,13 @@ def test_texts_of_one_document_share_a_number(write_columns, run, small_tokenize
     assert {group for group in groups if len(group) > 1} == {frozenset({"one", "One!", "uno", "eins"}), frozenset("yw")}
 
 
-def test_graded_pairs_keep_their_scores(write_columns, run, decode, refuses):
+def test_graded_pairs_keep_their_scores(write_columns, run, decode, refuses, caplog):
     rows = range(40)
-    columns = {"query": [f"one {row}" for row in rows], "passage": [f"other {row}" for row in rows]}
+    columns = {"query": [f"one {row}" for row in rows], "passage": [f"other {row}" for row in rows[:-1]] + ["one 39"]}
     source = write_columns({**columns, "score": [row / 8 for row in rows]}, task_type="similarity")
     prepared = run(source, validation_share=0.25, instructions=False)
+    # A pair of equal texts is compared with others.
+    assert prepared.description["query_is_passage"] == 1 and "next to nothing" not in caplog.text
     assert prepared.num_negatives == 0 and len(prepared.rows["validation"]) == 10
     for split, scores in prepared.scores.items():
         assert [f"one {score * 8:.0f}" for score in scores] == [query for query, _ in decode(prepared, split)]
