@@ -32,7 +32,7 @@ from training.data.building.held_out import (
     write_passages,
     write_queries,
 )
-from training.data.building.reader import RawData, RawRows, load_raw
+from training.data.building.reader import HELD_OUT_TEXT, RawData, RawRows, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
@@ -333,8 +333,8 @@ def _reasons(dropped: Mapping[str, int]) -> str:
 
 
 def _no_row(source: RawSource, data: RawData, dropped: Mapping[str, int]) -> UserError:
-    fault = f"no row is left of {data.num_rows}{_reasons(dropped)}; check 'columns' and the keys of the format"
-    return UserError(f"{source.where}: {fault}")
+    remedy = "give other data" if dropped.get(HELD_OUT_TEXT) else "check 'columns' and the keys of the format"
+    return UserError(f"{source.where}: no row is left of {data.num_rows}{_reasons(dropped)}; {remedy}")
 
 
 def _split(source: RawSource, seed: int, data: RawData) -> tuple[RawData, RawData | None]:
