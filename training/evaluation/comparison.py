@@ -98,18 +98,24 @@ def score(model: SentenceTransformer, held_out: HeldOut, dims: Sequence[int]) ->
     candidates = encode(held_out.candidates, **options).float().cpu()
     if not (queries.isfinite().all() and candidates.isfinite().all()):
         raise UserError(f"{held_out.name}: embeddings are not finite; if training diverged, lower 'learning_rate'")
+    position = {text: number for number, text in enumerate(held_out.candidates)}
+    themselves = [position.get(query) for query in held_out.queries]
     scores: Scores = {}
     for dim in dims:
         ours, theirs = unit(queries[:, :dim], dim=-1), unit(candidates[:, :dim], dim=-1)
         if held_out.grades is not None:
             scores[SPEARMAN, dim] = (ours * theirs).sum(-1).double().numpy()
             continue
-        values = np.concatenate(
-            [
-                _ranked(ours[start : start + _BLOCK] @ theirs.T, held_out.gains[start : start + _BLOCK])
-                for start in range(0, len(ours), _BLOCK)
-            ]
-        )
+        blocks = []
+        for start in range(0, len(ours), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            similarities, gains = ours[rows] @ theirs.T, held_out.gains[rows]
+            # Nothing is nearer to a query than its own text, which is no answer unless it is said to be one.
+            for row, own in enumerate(themselves[rows]):
+                if own is not None and own not in gains[row]:
+                    similarities[row, own] = -torch.inf
+            blocks.append(_ranked(similarities, gains))
+        values = np.concatenate(blocks)
         scores |= {(metric, dim): values[:, number] for number, metric in enumerate(held_out.metrics)}
     return scores
 

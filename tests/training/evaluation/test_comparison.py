@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
 from training.common.keyed import text_key
@@ -185,3 +186,26 @@ def test_embeddings_that_are_not_finite_are_no_scores(graded_passages, refuses):
     encoder.encode_query = lambda texts, **_: torch.full((len(texts), 8), torch.nan)
     with refuses("own", "not finite", "learning_rate"):
         score(encoder, graded_passages, DIMS)
+
+
+def test_scores_are_those_of_sentence_transformers():
+    encoder, texts = Encoder(), [f"p{n}" for n in range(60)]
+    gains = [{(n * 7 + k) % 60: 1.0 for k in range(1 + n % 5)} for n in range(40)]
+    held_out = HeldOut("own", [f"q{n}" for n in range(40)], texts, gains)
+    relevant = {str(n): {str(position) for position in own} for n, own in enumerate(gains)}
+    names = [{str(n): text for n, text in enumerate(each)} for each in (held_out.queries, texts)]
+    evaluator = InformationRetrievalEvaluator(*names, relevant, accuracy_at_k=[1], ndcg_at_k=[10])
+    queries, passages = (torch.nn.functional.normalize(encoder._encode(each)) for each in (held_out.queries, texts))
+    similarities = (queries @ passages.T).tolist()
+    found = [[{"corpus_id": str(n), "score": value} for n, value in enumerate(row)] for row in similarities]
+    theirs = evaluator.compute_metrics([sorted(row, key=lambda hit: -hit["score"]) for row in found])
+    ours = score(encoder, held_out, [8])
+    expected = theirs["accuracy@k"][1], theirs["ndcg@k"][10], theirs["recall@k"][10]
+    assert [ours[name, 8].mean() for name in (ACCURACY, NDCG, RECALL)] == pytest.approx(expected)
+
+
+def test_a_query_is_not_found_itself():
+    held_out = HeldOut("own", ["a", "b"], ["a", "b", "c"], [{1: 1.0}, {1: 1.0, 2: 1.0}])
+    encoder = Encoder()
+    ours = torch.nn.functional.normalize(encoder._encode(["a", "b", "c"]))
+    assert score(encoder, held_out, [8])[ACCURACY, 8].tolist() == [float(ours[0] @ ours[1] > ours[0] @ ours[2]), 1.0]
