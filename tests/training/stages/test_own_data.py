@@ -183,7 +183,7 @@ def test_the_learning_rate_follows_the_size_unless_it_is_given(command, tmp_path
 
 
 def test_what_is_scored_is_not_replayed(command, tmp_path):
-    folder, words = command
+    _, words = command
     more = write_pairs(tmp_path / "replayed.csv", rows=90)
     run = ["--output_dir", str(tmp_path / "run"), "--replay", "0.25", "--replay_data", str(more), "--max_steps", "1"]
     assert main([*words, *run]) == 0
