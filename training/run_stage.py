@@ -22,6 +22,7 @@ from training.config.recipe import Stage, command_line_overrides, load_recipe, r
 from training.evaluation.pairs import check_stage_pairs
 from training.planning.plan import device_overrides, show_plans
 from training.stages.own_data import check_own_data
+from training.stages.setup import read_sources
 from training.stages.stage import Uploads, run_recipe
 from training.trainer.stopping import ended_by_signals
 
@@ -84,6 +85,10 @@ def _run(words: list[str]) -> None:
     for stage in chosen:
         check_own_data(stage.arguments)
     if arguments.dry_run:
+        for stage in chosen:
+            if stage.arguments.data:
+                # Plans take a manifest that is not there for one of another machine.
+                read_sources(stage.arguments)
         show_plans(recipe, chosen, arguments.measure)
         return
     # Before anything runs: they are checked here.

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize as unit
 
+from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
 from training.data.published import columns_of
 from training.evaluation.significance import LEVEL, Interval, PairedTest, paired_test
@@ -95,18 +96,26 @@ def score(model: SentenceTransformer, held_out: HeldOut, dims: Sequence[int]) ->
     options = {"convert_to_tensor": True, "show_progress_bar": False}
     queries = model.encode_query(held_out.queries, **options).float().cpu()
     candidates = encode(held_out.candidates, **options).float().cpu()
+    if not (queries.isfinite().all() and candidates.isfinite().all()):
+        raise UserError(f"{held_out.name}: embeddings are not finite; if training diverged, lower 'learning_rate'")
+    position = {text: number for number, text in enumerate(held_out.candidates)}
+    themselves = [position.get(query) for query in held_out.queries]
     scores: Scores = {}
     for dim in dims:
         ours, theirs = unit(queries[:, :dim], dim=-1), unit(candidates[:, :dim], dim=-1)
         if held_out.grades is not None:
             scores[SPEARMAN, dim] = (ours * theirs).sum(-1).double().numpy()
             continue
-        values = np.concatenate(
-            [
-                _ranked(ours[start : start + _BLOCK] @ theirs.T, held_out.gains[start : start + _BLOCK])
-                for start in range(0, len(ours), _BLOCK)
-            ]
-        )
+        blocks = []
+        for start in range(0, len(ours), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            similarities, gains = ours[rows] @ theirs.T, held_out.gains[rows]
+            # Nothing is nearer to a query than its own text, which is no answer unless it is said to be one.
+            for row, own in enumerate(themselves[rows]):
+                if own is not None and own not in gains[row]:
+                    similarities[row, own] = -torch.inf
+            blocks.append(_ranked(similarities, gains))
+        values = np.concatenate(blocks)
         scores |= {(metric, dim): values[:, number] for number, metric in enumerate(held_out.metrics)}
     return scores
 
@@ -132,21 +141,25 @@ def compare(held_out: Sequence[HeldOut], before: Sequence[Scores], after: Sequen
     """Test the difference of a metric and width over some sets: the mean of their means."""
     if held_out[0].grades is None:
         return paired_test([scores[key] for scores in after], [scores[key] for scores in before])
-    return _correlations(held_out[0].grades, after[0][key], before[0][key])
+    grades = [each.grades for each in held_out]
+    return _correlations(grades, [scores[key] for scores in after], [scores[key] for scores in before])
 
 
-def _correlations(grades: Floats, after: Floats, before: Floats) -> PairedTest:
+def _correlations(grades: Sequence[Floats], after: Sequence[Floats], before: Sequence[Floats]) -> PairedTest:
     """Compare Spearman's correlations by the percentile bootstrap over pairs (Efron and Tibshirani, 1993)."""
     rng = np.random.default_rng(0)
 
-    def difference(rows: Any) -> float:
-        return _spearman(after[rows], grades[rows]) - _spearman(before[rows], grades[rows])
+    def mean(scores: Sequence[Floats], rows: Sequence[Any]) -> float:
+        sets = zip(scores, grades, rows, strict=True)
+        return float(np.mean([_spearman(values[own], grade[own]) for values, grade, own in sets]))
 
-    draws = np.array([difference(rng.integers(len(grades), size=len(grades))) for _ in range(_RESAMPLES)])
+    sampled = ([rng.integers(len(grade), size=len(grade)) for grade in grades] for _ in range(_RESAMPLES))
+    draws = np.array([mean(after, rows) - mean(before, rows) for rows in sampled])
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean, p_value = difference(slice(None)), min(1.0, 2 * min(np.mean(draws <= 0), np.mean(draws >= 0)))
-    interval = Interval(mean, float(low), float(high), len(grades))
-    return PairedTest(_spearman(after, grades), _spearman(before, grades), interval, float(p_value))
+    p_value = min(1.0, 2 * min(np.mean(draws <= 0), np.mean(draws >= 0)))
+    first, second = (mean(scores, [slice(None)] * len(grades)) for scores in (after, before))
+    interval = Interval(first - second, float(low), float(high), sum(map(len, grades)))
+    return PairedTest(first, second, interval, float(p_value))
 
 
 def _spearman(one: Floats, other: Floats) -> float:
@@ -211,7 +224,7 @@ def sentence(result: Mapping[str, Any]) -> str:
         if full["p"] > 1 - LEVEL:
             words.append(f"{where} {change:+.1f} points ({low:.1f} to {high:.1f}), which is not significant")
         else:
-            ends = sorted((abs(low), abs(high)))
-            how = "better" if change > 0 else "worse"
-            words.append(f"{how} {where} by {abs(change):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})")
+            # An interval may reach beyond zero all the same.
+            how, low, high = ("better", low, high) if change > 0 else ("worse", -high, -low)
+            words.append(f"{how} {where} by {abs(change):.1f} points ({low:.1f} to {high:.1f})")
     return "; ".join(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from hashlib import blake2b
@@ -80,9 +81,18 @@ def check_own_data(args: StageArguments) -> None:
     # Loads 🤗 `datasets`.
     from training.data.building.build_file import check_source, load_source
 
-    for seed, sources in _builds(args).values():
+    builds = _builds(args)
+    held_out = _held_out(builds)
+    for seed, sources in builds.values():
         for source in sources:
-            check_source(source, seed, load_source(source, Path()))
+            check_source(source, seed, load_source(source, Path()), held_out)
+
+
+def _held_out(builds: Mapping[str, tuple[int, Sequence[RawSource]]]) -> frozenset[str]:
+    """Return the queries that are held out of any of the files, and must not be trained on from another one."""
+    from training.data.building.build_file import held_out_forms
+
+    return frozenset().union(*(held_out_forms(seed, sources, Path()) for seed, sources in builds.values()))
 
 
 def build_own_data(args: StageArguments) -> Path:
@@ -90,9 +100,10 @@ def build_own_data(args: StageArguments) -> Path:
     # Loads 🤗 `datasets`.
     from training.data.building.build_file import build_sources
 
-    folder = Path(args.output_dir)
-    for name, (seed, sources) in _builds(args).items():
-        build_sources(seed, sources, Path(), folder / name)
+    folder, builds = Path(args.output_dir), _builds(args)
+    held_out = _held_out(builds)
+    for name, (seed, sources) in builds.items():
+        build_sources(seed, sources, Path(), folder / name, held_out=held_out)
     if args.elsewhere is None or (args.replay and not args.replay_data):
         build("cldr", folder / CLDR, args.seed, {"languages": _LANGUAGES})
     return folder / OWN / MANIFEST
@@ -173,7 +184,7 @@ def score_start(args: StageArguments) -> None:
 def _made_by(args: StageArguments, identity: str) -> str:
     """Return what the scores of the start depend on, as text."""
     reports = [Path(args.output_dir) / name / REPORT for name in (OWN, ELSEWHERE, CLDR)]
-    described = [path.read_text(encoding="utf-8") for path in reports if path.exists()]
+    described = [args.elsewhere, *(path.read_text(encoding="utf-8") for path in reports if path.exists())]
     return blake2b(json.dumps([identity, args.seed, args.matryoshka_dimensions, *described]).encode()).hexdigest()
 
 

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
+from training.common.keyed import text_key
 from training.evaluation import comparison
 from training.evaluation.comparison import (
     ACCURACY,
@@ -35,7 +37,10 @@ class Encoder:
 
     def _encode(self, texts, **_):
         return torch.stack(
-            [torch.randn(8, generator=torch.Generator().manual_seed(hash((self.seed, text)) % 2**31)) for text in texts]
+            [
+                torch.randn(8, generator=torch.Generator().manual_seed(text_key(f"{self.seed} {text}") % 2**31))
+                for text in texts
+            ]
         )
 
     def encode_query(self, texts, **options):
@@ -125,7 +130,7 @@ def test_graded_pairs_are_compared_by_their_correlation(write, tmp_path):
 
 def test_the_answer(graded_passages):
     one, other = (score(Encoder(seed), graded_passages, DIMS) for seed in (0, 1))
-    better = {key: np.minimum(values + 0.5, 1) for key, values in one.items()}
+    better = {key: (values + 1) / 2 for key, values in one.items()}
     parts = [Part(comparison.YOURS, [graded_passages], [one], [better])]
     parts.append(Part(comparison.ELSEWHERE, [graded_passages], [one], [other]))
     result = summary(parts, DIMS)
@@ -152,3 +157,55 @@ def test_sets_of_a_part_count_the_same(graded_passages):
     scores = [score(Encoder(), each, DIMS) for each in sets]
     test = Part("your data", sets, scores, scores).test(NDCG, 8)
     assert test.first == pytest.approx(np.mean([each[NDCG, 8].mean() for each in scores]))
+
+
+def test_all_sets_of_graded_pairs_count(write, tmp_path):
+    numbers = np.arange(120)
+    columns = {"query": [f"a{n}" for n in numbers], "passage": [f"b{n}" for n in numbers], "score": numbers % 7 / 7}
+    sets = [
+        read_held_out(name, write(f"{name}.parquet", **columns), tmp_path / "none.parquet", 2000, 0) for name in "gh"
+    ]
+    before = [score(Encoder(), each, DIMS) for each in sets]
+    better = {key: values + 2 * sets[0].grades for key, values in before[0].items()}
+    for after in ([better, before[1]], [before[0], better]):
+        test = Part("your data", sets, before, after).test(SPEARMAN, 8)
+        expected = (
+            spearmanr(better[SPEARMAN, 8], sets[0].grades)[0] - spearmanr(before[0][SPEARMAN, 8], sets[0].grades)[0]
+        )
+        assert test.difference.mean == pytest.approx(expected / 2)
+        assert test.difference.low < test.difference.mean < test.difference.high and test.difference.examples == 240
+
+
+def test_an_interval_beyond_zero_keeps_its_sign():
+    full = {"before": 50, "after": 47, "difference": -3.0, "low": -6.4, "high": 0.1, "p": 0.04, "examples": 9}
+    assert sentence({"your data": {NDCG: {"8": full}}}) == "worse on your data by 3.0 points (-0.1 to 6.4)"
+
+
+def test_embeddings_that_are_not_finite_are_no_scores(graded_passages, refuses):
+    encoder = Encoder()
+    encoder.encode_query = lambda texts, **_: torch.full((len(texts), 8), torch.nan)
+    with refuses("own", "not finite", "learning_rate"):
+        score(encoder, graded_passages, DIMS)
+
+
+def test_scores_are_those_of_sentence_transformers():
+    encoder, texts = Encoder(), [f"p{n}" for n in range(60)]
+    gains = [{(n * 7 + k) % 60: 1.0 for k in range(1 + n % 5)} for n in range(40)]
+    held_out = HeldOut("own", [f"q{n}" for n in range(40)], texts, gains)
+    relevant = {str(n): {str(position) for position in own} for n, own in enumerate(gains)}
+    names = [{str(n): text for n, text in enumerate(each)} for each in (held_out.queries, texts)]
+    evaluator = InformationRetrievalEvaluator(*names, relevant, accuracy_at_k=[1], ndcg_at_k=[10])
+    queries, passages = (torch.nn.functional.normalize(encoder._encode(each)) for each in (held_out.queries, texts))
+    similarities = (queries @ passages.T).tolist()
+    found = [[{"corpus_id": str(n), "score": value} for n, value in enumerate(row)] for row in similarities]
+    theirs = evaluator.compute_metrics([sorted(row, key=lambda hit: -hit["score"]) for row in found])
+    ours = score(encoder, held_out, [8])
+    expected = theirs["accuracy@k"][1], theirs["ndcg@k"][10], theirs["recall@k"][10]
+    assert [ours[name, 8].mean() for name in (ACCURACY, NDCG, RECALL)] == pytest.approx(expected)
+
+
+def test_a_query_is_not_found_itself():
+    held_out = HeldOut("own", ["a", "b"], ["a", "b", "c"], [{1: 1.0}, {1: 1.0, 2: 1.0}])
+    encoder = Encoder()
+    ours = torch.nn.functional.normalize(encoder._encode(["a", "b", "c"]))
+    assert score(encoder, held_out, [8])[ACCURACY, 8].tolist() == [float(ours[0] @ ours[1] > ours[0] @ ours[2]), 1.0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.training.processes import launch
 from tests.training.recipes import SMALL, killed
 from training.common.run_folder import manifest_of
 from training.config.recipe import load_recipe
@@ -178,3 +180,48 @@ def test_the_learning_rate_follows_the_size_unless_it_is_given(command, tmp_path
         state = json.loads((tmp_path / name / "checkpoint-1/trainer_state.json").read_text())
         assert state["log_history"][0]["learning_rate"] == pytest.approx(expected)
         shutil.rmtree(tmp_path / name)
+
+
+def test_what_is_scored_is_not_replayed(command, tmp_path):
+    _, words = command
+    more = write_pairs(tmp_path / "replayed.csv", rows=90)
+    run = ["--output_dir", str(tmp_path / "run"), "--replay", "0.25", "--replay_data", str(more), "--max_steps", "1"]
+    assert main([*words, *run]) == 0
+    queries = pd.read_parquet(tmp_path / "run/data/my_pairs.held_out.parquet")["query"]
+    replayed = pd.read_parquet(tmp_path / "run/replay/replayed.parquet")["query"]
+    assert len(replayed) == 60 and not {*queries} & {*replayed}
+
+
+def test_the_start_is_scored_on_other_sets_if_these_are_named(command, tmp_path):
+    _, words = command
+    run = ["--output_dir", str(tmp_path / "run")]
+    killed(words[0], 0, *words[1:], *run)
+    assert main([*words, *run, "--elsewhere", "none", "--max_steps", "1"]) == 0
+    assert [*answer_of(tmp_path / "run")] == ["your data"]
+
+
+def test_a_plan_counts_own_data(command, tmp_path, capsys):
+    _, words = command
+    more = write_pairs(tmp_path / "replayed.csv", question="vorher")
+    run = [*words, "--output_dir", str(tmp_path / "run"), "--replay", "0.25", "--replay_data", str(more)]
+    assert main([*run, "--dry-run"]) == 0
+    assert "mixed/manifest.yaml (local)" in capsys.readouterr().out
+    assert main([*run, "--max_steps", "1"]) == 0
+
+
+def test_what_is_scored_elsewhere_alone_cannot_be_replayed(command, tmp_path, capsys):
+    _, words = command
+    run = [*words, "--output_dir", str(tmp_path / "run"), "--replay", "0.25", "--replay_data", words[5]]
+    assert main(run) == 2
+    assert "held-out query; give other data" in capsys.readouterr().err
+
+
+def test_two_processes_train_the_same_weights_and_answer_once(finished, command, tmp_path):
+    _, words = command
+    statuses, logs = launch(main, [*words, "--output_dir", tmp_path / "run"], tmp_path)
+    assert statuses == [0, 0], "\n".join(logs)
+    one, other = (load_file(folder / "model/model.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    results = [answer_of(folder)["your data"]["nDCG@10"]["32"] for folder in (finished, tmp_path / "run")]
+    assert results[0] == pytest.approx(results[1], abs=0.02)
+    assert [log.count("on your data") for log in logs] == [1, 0]

@@ -32,7 +32,7 @@ from training.data.building.held_out import (
     write_passages,
     write_queries,
 )
-from training.data.building.reader import RawData, RawRows, load_raw
+from training.data.building.reader import HELD_OUT_TEXT, RawData, RawRows, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet
@@ -52,6 +52,11 @@ def _are_texts(value: Any) -> bool:
 
 def _are_some_texts(value: Any) -> bool:
     return is_filled(value) or (_are_texts(value) and bool(value))
+
+
+def _are_columns(value: Any) -> bool:
+    # Beside a column of texts, one of ids or scores may be missing.
+    return _are_some_texts([each for each in value if each is not None] if isinstance(value, list) else value)
 
 
 def _is_name(value: Any) -> bool:
@@ -84,7 +89,7 @@ _KEYS = {
     "held_out_share": Key("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1, 0),
 }
 _COLUMN = Key("the name of a column", is_filled)
-_COLUMNS = Key("the name of a column or a list of them", _are_some_texts)
+_COLUMNS = Key("the name of a column or a list of them", _are_columns)
 
 
 @dataclass(frozen=True)
@@ -173,9 +178,17 @@ def build_from_file(path: Path | str, output: Path | str) -> Path:
 
 
 def build_sources(
-    seed: int, sources: Sequence[RawSource], folder: Path, output: Path, reads: Sequence[Path] = ()
+    seed: int,
+    sources: Sequence[RawSource],
+    folder: Path,
+    output: Path,
+    reads: Sequence[Path] = (),
+    held_out: frozenset[str] = frozenset(),
 ) -> Path:
-    """Build sources, whose paths start at ``folder``, as :func:`build_from_file` does."""
+    """Build sources, whose paths start at ``folder``, as :func:`build_from_file` does.
+
+    No row has a query that is held out of any of them, nor one of ``held_out``, the :func:`held_out_forms` of others.
+    """
     check_output(output, [*reads, *_raw_files(folder, sources)])
     with locked(output):
         report = _finished(output)
@@ -187,16 +200,17 @@ def build_sources(
         _write_report(output, report)
         clear_partials(output)
         replaced: dict[str, Any] = {}
+        held_out |= held_out_forms(seed, sources, folder)
         with scratch_folder(output / "replaced") as aside:
             for source in sources:
                 data = load_source(source, folder)
-                fingerprint = _fingerprint(source, seed, data)
+                fingerprint = _fingerprint(source, seed, data, held_out)
                 built, there = report.get(source.name, {}), _sizes(output, source.name)
                 if built.get("fingerprint") == fingerprint and there == built.get("bytes"):
                     logger.info("%s: kept, %d rows", source.name, built["rows"])
                     continue
                 done, target = (replaced, aside) if there else (report, output)
-                done[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, target)}
+                done[source.name] = {"fingerprint": fingerprint, **_build(source, seed, data, target, held_out)}
                 _write_report(output, report)
             if replaced:
                 # Killed from here on, neither manifest nor report describes a file of another build.
@@ -258,26 +272,38 @@ class _Shape(NamedTuple):
     more: Sequence[str] = ()
 
 
-def check_source(source: RawSource, seed: int, data: RawData) -> None:
+def held_out_forms(seed: int, sources: Sequence[RawSource], folder: Path) -> frozenset[str]:
+    """Return the normal forms of the queries that are held out of sources."""
+    forms: set[str] = set()
+    for source in sources:
+        asked = _split(source, seed, load_source(source, folder))[1] if source.held_out_share else None
+        if asked is not None:
+            forms |= query_forms(_raw_rows(source, seed, asked), source.format.held_out_by)
+    return frozenset(forms)
+
+
+def check_source(source: RawSource, seed: int, data: RawData, held_out: frozenset[str] = frozenset()) -> None:
     """Read every raw row of a source, and raise the error of the first faulty one; nothing is written."""
-    train, held_out = _split(source, seed, data)
-    for part in (train, held_out):
-        raw = None if part is None else _raw_rows(source, seed, part)
+    train, asked = _split(source, seed, data)
+    for part in (train, asked):
+        raw = None if part is None else _raw_rows(source, seed, part, held_out if part is train else frozenset())
         rows = 0 if raw is None else sum(1 for _ in _rows(source, raw))
-        if part is train and source.held_out_share < 1 and not rows:
+        if raw and not rows and (part is asked or source.held_out_share < 1):
             raise _no_row(source, data, raw.dropped)
 
 
-def _build(source: RawSource, seed: int, data: RawData, folder: Path) -> dict[str, Any]:
+def _build(
+    source: RawSource, seed: int, data: RawData, folder: Path, held_out: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """Write the files of a source and return what ``build.json`` says about it."""
     kind, trains = source.format, source.held_out_share < 1
     file, queries, candidates = (folder / name for name in source_files(source.name))
-    train, held_out = _split(source, seed, data)
-    asked = None if held_out is None else _raw_rows(source, seed, held_out)
-    raw = _raw_rows(source, seed, train, frozenset() if asked is None else query_forms(asked, kind.held_out_by))
+    train, apart = _split(source, seed, data)
+    asked = None if apart is None else _raw_rows(source, seed, apart)
+    raw = _raw_rows(source, seed, train, held_out)
     # Passages are found among all texts of a source; graded pairs are not searched.
     searched = asked is not None and not kind.more
-    documents: dict[str, None] = dict.fromkeys(data.documents()) if searched else {}
+    documents: dict[str, None] = dict.fromkeys(filter(None, data.documents())) if searched else {}
 
     def made() -> Iterator[Row]:
         return noted(_rows(source, raw), documents) if searched else _rows(source, raw)
@@ -307,8 +333,8 @@ def _reasons(dropped: Mapping[str, int]) -> str:
 
 
 def _no_row(source: RawSource, data: RawData, dropped: Mapping[str, int]) -> UserError:
-    fault = f"no row is left of {data.num_rows}{_reasons(dropped)}; check 'columns' and the keys of the format"
-    return UserError(f"{source.where}: {fault}")
+    remedy = "give other data" if dropped.get(HELD_OUT_TEXT) else "check 'columns' and the keys of the format"
+    return UserError(f"{source.where}: no row is left of {data.num_rows}{_reasons(dropped)}; {remedy}")
 
 
 def _split(source: RawSource, seed: int, data: RawData) -> tuple[RawData, RawData | None]:
@@ -362,8 +388,9 @@ def _tables(source: RawSource, shape: _Shape, rows: Iterator[Row]) -> Iterator[p
         yield table
 
 
-def _fingerprint(source: RawSource, seed: int, data: RawData) -> str:
+def _fingerprint(source: RawSource, seed: int, data: RawData, held_out: frozenset[str]) -> str:
     """Return a hash of everything that the rows depend on."""
     described = [source.name, source.format.rows.__name__, source.lang, source.columns, source.options]
     described = [_FORMAT, seed, *described, source.on_bad_row, source.held_out_share, data.fingerprint]
+    described.append(hashlib.blake2b("\n".join(sorted(held_out)).encode(), digest_size=16).hexdigest())
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from training.common.errors import UserError
 from training.common.keyed import text_key
-from training.data.building.reader import RawRows, is_text
+from training.data.building.reader import HELD_OUT_TEXT, RawRows, as_text
 from training.data.cleaning.normalise import normalise
 from training.data.instructions import with_instruction, without_instruction
 
-IDENTICAL, _HELD_OUT = "query and passage are identical", "text is a held-out query"
+IDENTICAL = "query and passage are identical"
 # Keys of a passage or negative that is an object.
 _DOCUMENT_TEXTS = ("text", "contents", "content", "body", "passage")
 _DOCUMENT_IDS = ("docid", "doc_id", "_id", "id", "pid")
@@ -93,7 +93,7 @@ def _joined_row(raw: RawRows, example: _Example) -> Iterator[Row]:
         if document.text.strip() == query.strip():
             raw.dropped[IDENTICAL] += 1
         elif form in raw.held_out:
-            raw.dropped[_HELD_OUT] += 1
+            raw.dropped[HELD_OUT_TEXT] += 1
         else:
             kept.append(document)
             right.add(form)
@@ -106,7 +106,7 @@ def _joined_row(raw: RawRows, example: _Example) -> Iterator[Row]:
         if form in right or document.id in ids:
             raw.dropped["negative is a passage of the query, or the query itself"] += 1
         elif form in raw.held_out:
-            raw.dropped[_HELD_OUT] += 1
+            raw.dropped[HELD_OUT_TEXT] += 1
         else:
             negatives.append(document)
     named = [("passage", kept[0])]
@@ -137,13 +137,14 @@ def _distinct(documents: Sequence[Document]) -> list[Document]:
 
 def _documents(raw: RawRows, role: str, row: Mapping[str, Any]) -> list[Document]:
     """Return the passages or negatives of a raw row: texts, or objects with a text, in columns and in lists."""
-    values, ids, scores = (_flat(row[name]) for name in (role, f"{role}_id", f"{role}_score"))
-    for name, given in ((f"{role}_id", ids), (f"{role}_score", scores)):
-        if len(given) not in (0, len(values)) and any(value is not None for value in given):
-            raise raw.refuse(name, f"has {len(given)} values for {len(values)} texts; give one for each")
+    names, given = (role, f"{role}_id", f"{role}_score"), []
+    for values, *others in zip_longest(*(row[name] for name in names), fillvalue=()):
+        for name, other in zip(names[1:], others, strict=True):
+            if len(other) not in (0, len(values)) and any(value is not None for value in other):
+                raise raw.refuse(name, f"has {len(other)} values for {len(values)} texts; give one for each")
+        given += islice(zip_longest(values, *others), len(values))
     found = []
-    for number, value in enumerate(values):
-        document_id, score = (given[number] if number < len(given) else None for given in (ids, scores))
+    for value, document_id, score in given:
         title = None
         if isinstance(value, dict):
             title, score = value.get("title"), value.get("score", score)
@@ -160,30 +161,12 @@ def _documents(raw: RawRows, role: str, row: Mapping[str, Any]) -> list[Document
     return found
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
-    """Return the values of columns, those of lists one by one."""
-    return [each for value in values for each in (value if isinstance(value, list) else [value])]
-
-
 def _one_text(raw: RawRows, role: str, value: Any) -> str | None:
     """Return a value as text; None for a missing or blank one."""
     text = as_text(value)
     if text is None and value is not None:
         raise raw.refuse(role, f"holds {repr(value)[:100]}, which is not text; correct it")
     return text if text is not None and text.strip() else None
-
-
-def as_text(value: Any) -> str | None:
-    """Return a text, a number or a truth value as text; None for anything else.
-
-    Integers are written as digits, numbers with a fraction as Python does, without a fraction of zero, truth values as
-    ``true`` and ``false``. NaN, by which tables mark a missing value, is the empty text.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return "" if value != value else re.sub(r"\.0$", "", str(value))
-    return value if is_text(value) else None
 
 
 def similarity(raw: RawRows) -> Iterator[Row]:
@@ -196,9 +179,6 @@ def similarity(raw: RawRows) -> Iterator[Row]:
         score = _number(raw, "score", row["score"])
         if not -1 <= score <= 5:
             raise raw.refuse("score", f"holds {score:g}, which is out of range; give numbers from -1 to 1 or 0 to 5")
-        if normalise(texts[1]) in raw.held_out:
-            raw.dropped[_HELD_OUT] += 1
-            continue
         yield Row(*texts, lang=row["lang"], more={"score": score})
 
 

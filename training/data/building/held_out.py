@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
-from training.data.building.examples import Row, as_text
-from training.data.building.reader import RawData, RawRows, walk
-from training.data.cleaning.normalise import normalise
+from training.data.building.examples import Row
+from training.data.building.reader import RawData, RawRows, as_text, text_form, walk
 from training.data.instructions import without_instruction
 from training.data.published import write_parquet
 
@@ -36,7 +35,7 @@ def split_rows(data: RawData, column: str, share: float, most: float, seed: int,
     """
     path = [column] if column in data.column_names else column.split(".")
     texts = (as_text(walk(row, path)) or "" for _, row in data.read([path[0]]))
-    keys = np.fromiter((text_key(_form(text)) for text in texts), dtype=np.uint64)
+    keys = np.fromiter((text_key(text_form(text)) for text in texts), dtype=np.uint64)
     distinct = np.unique(keys)
     if len(distinct) < 2:
         what = f"has {len(keys)} rows and {len(distinct)} different queries"
@@ -48,17 +47,13 @@ def split_rows(data: RawData, column: str, share: float, most: float, seed: int,
     return _part(data, ~held_out), _part(data, held_out)
 
 
-def _form(text: str) -> str:
-    return normalise(without_instruction(text))
-
-
 def _part(data: RawData, mask: NDArray[np.bool_]) -> RawData:
     return replace(data, num_rows=int(mask.sum()), read=lambda columns: compress(data.read(columns), mask.tolist()))
 
 
 def query_forms(raw: RawRows, role: str) -> frozenset[str]:
     """Return the normal forms of the queries, the texts of a role."""
-    return frozenset(_form(as_text(row[role]) or "") for _, row in raw)
+    return frozenset(text_form(as_text(row[role]) or "") for _, row in raw)
 
 
 def noted(rows: Iterable[Row], documents: dict[str, None]) -> Iterator[Row]:

@@ -7,6 +7,7 @@ into something else. Values of csv files are therefore read as texts, and each r
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +23,12 @@ from datasets.packaged_modules.json.json import JsonConfig
 from pandas.errors import ParserWarning
 
 from training.common.errors import UserError, in_one_line
+from training.data.cleaning.normalise import normalise
+from training.data.instructions import without_instruction
 
 # The names by which `datasets` loads files that are not laid out as a data set.
 FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
+HELD_OUT_TEXT = "text is a held-out query"
 
 LocatedRows = Iterator[tuple[str, dict[str, Any]]]
 
@@ -59,6 +63,8 @@ def load_raw(where: str, dataset: str, folder: Path, *, split: str, **options: A
         if is_folder and is_saved(path):
             saved = datasets.load_from_disk(path)
             splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+            if split not in splits:
+                raise UserError(f"it has the splits {', '.join(splits)}; name one")
             return from_dataset(splits[split])
         config = datasets.load_dataset_builder(dataset, **options).config
         if isinstance(config, JsonConfig):
@@ -93,6 +99,13 @@ def _found_files(named: str | list[str] | None, folder: Path, needed: bool) -> d
 def is_saved(folder: Path) -> bool:
     """Return whether a folder was written by ``Dataset.save_to_disk``."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Return the splits in a folder that was written by ``save_to_disk``."""
+    if (folder / "dataset_dict.json").is_file():
+        return list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return [json.loads((folder / "state.json").read_text(encoding="utf-8"))["_split"] or "train"]
 
 
 def is_beir(folder: Path) -> bool:
@@ -198,7 +211,8 @@ def _from_beir(folder: Path, split: str) -> RawData:
 
     def documents() -> Iterator[str]:
         for row in _lines(folder / "corpus.jsonl"):
-            yield " ".join(filter(None, (row.get("title"), row.get("text"))))
+            texts = (as_text(row.get(name)) or "" for name in ("title", "text"))
+            yield " ".join(text for text in texts if text.strip())
 
     return RawData(["query", "passage", "negative"], len(rows), made_of, lambda _: iter(rows), documents)
 
@@ -235,12 +249,13 @@ class RawRows:
     """Yields the number and the columns, by role, of each row that has all it must have; the others are counted."""
 
     data: RawData
-    columns: Mapping[str, str | Sequence[str]]  # by role: a name, a path such as "answers.text", or texts to be joined
+    # By role: a name, a path such as "answers.text", or several; of a role of lists, None for a column that is missing.
+    columns: Mapping[str, str | Sequence[str | None]]
     where: str  # the beginning of an error message
     texts: Sequence[str] = ()  # roles that must be texts, neither missing nor blank
     values: Sequence[str] = ()  # roles that must not be missing
     optional: Sequence[str] = ()  # roles that may be missing or not be among the columns; they are None then
-    lists: Sequence[str] = ()  # roles of any number of columns; a list of their values, whatever these are
+    lists: Sequence[str] = ()  # roles of any number of columns; a list of the values of each, whatever these are
     name: str = ""  # of the source, for the keys of draws
     seed: int = 0  # of draws
     held_out: Container[str] = frozenset()  # normal forms of queries that no row may hold
@@ -251,6 +266,9 @@ class RawRows:
         self._paths: dict[str, list[list[str]]] = {}
         for role, named in self.columns.items():
             for column in [named] if isinstance(named, str) else named:
+                if column is None:
+                    self._paths.setdefault(role, []).append([])
+                    continue
                 # The name of a column may contain dots.
                 path = [column] if column in self.data.column_names else column.split(".")
                 if path[0] not in self.data.column_names:
@@ -263,13 +281,14 @@ class RawRows:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         self.dropped.clear()
-        read = [*dict.fromkeys(path[0] for paths in self._paths.values() for path in paths)]
+        read = [*dict.fromkeys(path[0] for paths in self._paths.values() for path in paths if path)]
         for number, (location, row) in enumerate(self.data.read(read)):
             self._location = location
             values = {role: self._value(role, row) for role in (*self.texts, *self.values, *self.optional)}
-            values |= {role: [walk(row, path) for path in self._paths.get(role, ())] for role in self.lists}
-            checked = ((role, value) for role, value in values.items() if role not in self.lists)
-            fault = next(filter(None, (self._fault(*each) for each in checked)), None)
+            fault = next(filter(None, (self._fault(*each) for each in values.items())), None)
+            if fault is None and self.held_out and self._asks(values):
+                fault = HELD_OUT_TEXT
+            values |= {role: [self._listed(row, path) for path in self._paths.get(role, ())] for role in self.lists}
             if fault is None:
                 yield number, values
             else:
@@ -283,8 +302,10 @@ class RawRows:
     def refuse(self, role: str, fault: str) -> UserError:
         """Return the error for a faulty column of the current row; ``fault`` says what to do."""
         named = self.columns.get(role, role)
-        names = " or ".join(map(repr, [named] if isinstance(named, str) else named))
-        return UserError(f"{self.where}: {self._location}, column {names} ({role}) {fault}")
+        names = " or ".join(repr(name) for name in ([named] if isinstance(named, str) else named) if name is not None)
+        # The place of a row of JSON names its file.
+        place = self._location if self._location.startswith(self.where) else f"{self.where}: {self._location}"
+        return UserError(f"{place}, column {names} ({role}) {fault}")
 
     def not_text(self, role: str, value: Any, expected: str = "text") -> str:
         """Return the reason to count for a row with a value that is not text, or raise if such rows are errors."""
@@ -306,6 +327,18 @@ class RawRows:
             return next(iter([*wrong, *parts]), None)
         return "\n".join(text for text in parts if text.strip())
 
+    def _asks(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a text of the current row is a held-out query."""
+        texts = (as_text(values[role]) for role in (*self.texts, *self.optional))
+        return any(text_form(text) in self.held_out for text in texts if text)
+
+    def _listed(self, row: Mapping[str, Any], path: list[str]) -> list[Any]:
+        """Return all values at the end of a path."""
+        found = flat(_walk_lists(row, path)) if path else []
+        if len(path) > 1 and any(value is not None for value in found):
+            self._found.add(tuple(path))
+        return found
+
     def _fault(self, role: str, value: Any) -> str | None:
         """Return why the current row is left out because of a value, if it is."""
         if value is None or (role not in self.texts and value == ""):
@@ -318,6 +351,38 @@ class RawRows:
 def is_text(value: Any) -> bool:
     """Return whether a value is a text that can be encoded as UTF-8; half a surrogate pair of JSON cannot."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+
+
+def as_text(value: Any) -> str | None:
+    """Return a text, a number or a truth value as text; None for anything else.
+
+    Integers are written as digits, numbers with a fraction as Python does, without a fraction of zero, truth values as
+    ``true`` and ``false``. NaN, by which tables mark a missing value, is the empty text.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return "" if value != value else re.sub(r"\.0$", "", str(value))
+    return value if is_text(value) else None
+
+
+def text_form(text: str) -> str:
+    """Return the normal form of a query, the same with and without an instruction."""
+    return normalise(without_instruction(text))
+
+
+def flat(value: Any) -> list[Any]:
+    """Return the values of a nested list, or a value alone."""
+    return [found for each in value for found in flat(each)] if isinstance(value, list) else [value]
+
+
+def _walk_lists(value: Any, path: Sequence[str]) -> Any:
+    """Return what is at the end of a path, of every item where there is a list on the way."""
+    if isinstance(value, list):
+        return [_walk_lists(each, path) for each in value]
+    if not path or value is None:
+        return value
+    return _walk_lists(value.get(path[0]), path[1:]) if isinstance(value, dict) else {f"without {path[0]}": value}
 
 
 def _first(value: Any) -> Any:

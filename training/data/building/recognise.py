@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import fsspec
 from training.common.errors import UserError, in_one_line
 from training.common.hub import may_be_on_hub
 from training.data.building.build_file import RawSource, read_build
-from training.data.building.reader import RawData, is_beir, is_saved, load_raw
+from training.data.building.reader import RawData, is_beir, is_saved, load_raw, saved_splits
 from training.data.manifest import MANIFEST
 
 logger = logging.getLogger("training")
@@ -40,6 +41,8 @@ _TEXT, _LABEL = (
     ("text", "sentence", "utterance", "review", "content"),
     ("label", "class", "category", "intent", "labels"),
 )
+# What may grade a pair, or say that its passage is a wrong one.
+_GRADE = ("label", "labels", "is_duplicate", "relevance", "relevant", "is_relevant", "is_correct")
 _SCORE = ("score", "scores", "similarity", "similarity_score", "relatedness_score", "gold_score")
 # The labels of SNLI and its followers, as numbers and as names.
 _NLI = dict(enumerate(("entailment", "neutral", "contradiction")))
@@ -52,6 +55,8 @@ _KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
     **{".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"},
 }
+# How the Hub and others begin the names of the files, or folders, of a split.
+_SPLIT = re.compile(r"(train|test|dev|val|valid|validation|eval)(?![^\W_])", re.IGNORECASE)
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _ROLES = ("query", "passage", "negative", "score", "text", "label", "prompt", "lang")
 _SHOWN_ROWS, _SHOWN_CHARACTERS = 3, 200
@@ -82,28 +87,32 @@ def own_sources(names: Sequence[str], columns: Sequence[str] = (), **keys: Any) 
     """Return the seed and the sources of a build of what :func:`own_entries` finds."""
     seed, sources = read_build(Path("data"), {"sources": own_entries(names, columns, **keys)})
     files = [source.load_options.get("data_files", [source.dataset]) for source in sources]
+    # As they are called, not as patterns.
+    files = [[re.sub(r"\[(.)\]", r"\1", file) for file in own] for own in files]
     return seed, [replace(source, where=", ".join(own[:3])) for source, own in zip(sources, files, strict=True)]
 
 
 def own_entries(names: Sequence[str], columns: Sequence[str] = (), **keys: Any) -> list[dict[str, Any]]:
     """Return entries of a build file for files, folders and data sets of the Hub, with ``keys`` in each of them.
 
-    A name of the Hub is ``NAME``, ``NAME:CONFIG`` or ``NAME:CONFIG:SPLIT``; a folder of saved or judged data may have
-    ``::SPLIT``. ``columns`` are words such as ``query=Frage`` for columns with other names.
+    A name of the Hub is ``NAME``, ``NAME:CONFIG`` or ``NAME:CONFIG:SPLIT``; a folder may have ``::SPLIT``. ``columns``
+    are words such as ``query=Frage`` for columns with other names.
     """
     named, entries = read_columns(columns), []
     for name in names:
         # Files with the same columns are one source.
         alike: dict[str, dict[str, Any]] = {}
         for entry in _find(name):
-            where = "".join(entry.get("data_files", [])) or name
+            where = entry.pop("where", f"{name}, split {entry['split']}")
             options = {"name": entry["config"]} if "config" in entry else {}
             options |= {key: entry[key] for key in ("split", "data_files") if key in entry}
             data = load_raw(where, entry["dataset"], Path(), **options, **entry.get("load_options", {}))
             found = recognise(where, data, named)
             logger.info("%s", found.line(where, data.num_rows))
             entry |= {"format": found.format, "columns": found.columns, **found.options}
-            same = alike.setdefault(json.dumps({**entry, "data_files": None}), entry)
+            # Only files of JSON may differ in what else they hold.
+            others = [] if entry["dataset"] == "json" else data.column_names
+            same = alike.setdefault(json.dumps([{**entry, "data_files": None}, others]), entry)
             if same is not entry:
                 same["data_files"] += entry["data_files"]
         for entry in alike.values():
@@ -122,18 +131,33 @@ def _find(name: str) -> list[dict[str, Any]]:
             known = sorted(each.stem for each in (path / "qrels").glob("*.tsv"))
             return [{"dataset": base, "split": split or next(iter({*known} & {"train"} or known), "train")}]
         if is_saved(path):
-            return [{"dataset": base, "split": split or "train"}]
+            known = saved_splits(path)
+            return [{"dataset": base, "split": split or (known[0] if len(known) == 1 else "train")}]
         if (path / MANIFEST).exists():
             raise UserError(f"{path}: holds {MANIFEST}; give it as --manifest {path / MANIFEST}")
         files = [each for each in sorted(path.rglob("[!.]*")) if _kind(each) is not None and each.is_file()]
         if not files:
             raise UserError(f"{path}: holds no data file; files may end with {', '.join(_KINDS)}")
-        return [_file_entry(each) for each in files]
+        return [_file_entry(each) for each in _of_split(path, files, split)]
     hub, _, rest = name.partition(":")
     if _kind(path) is not None or "://" in name or not may_be_on_hub(hub):
         raise UserError(f"{name}: no such file, folder or data set of the Hub; check the path")
     config, _, split = rest.partition(":")
     return [{"dataset": hub, "split": split or "train", **({"config": config} if config else {})}]
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Return the files of a split; without one, those for training and those whose names tell none."""
+    parts = {file: map(_SPLIT.match, file.relative_to(folder).parts) for file in files}
+    splits = {file: next((found[1].lower() for found in own if found), "") for file, own in parts.items()}
+    wanted = {split} if split else {"train", ""} if "train" in splits.values() else {*splits.values()}
+    kept = [file for file in files if splits[file] in wanted]
+    if not kept:
+        raise UserError(f"{folder}: no name of a file or folder in it begins with {split!r}; give another split")
+    if len(kept) < len(files):
+        more = ", ".join(sorted({*splits.values()} - wanted))
+        logger.info("%s: files of other splits (%s) are not read; %s::SPLIT reads them", folder, more, folder)
+    return kept
 
 
 def _kind(path: Path) -> str | None:
@@ -145,7 +169,7 @@ def _file_entry(path: Path) -> dict[str, Any]:
     kind = _kind(path)
     if kind is None:
         raise UserError(f"{path}: cannot tell what it is; its name may end with {', '.join(_KINDS)}")
-    entry = {"dataset": kind, "split": "train", "data_files": [str(path)]}
+    entry = {"dataset": kind, "split": "train", "data_files": [escape(str(path))], "where": str(path)}
     if kind in ("json", "csv"):
         try:
             with fsspec.open(str(path), encoding="utf-8-sig", compression="infer", mode="rt") as file:
@@ -159,9 +183,10 @@ def _file_entry(path: Path) -> dict[str, Any]:
         if not start.strip():
             raise UserError(f"{path}: is empty, or its first line is; give a file with rows")
     if kind == "csv":
-        # Other languages' spreadsheets separate by semicolons.
-        counts = {mark: start.count(mark) for mark in ",;\t"}
-        best = max(counts, key=counts.__getitem__)
+        # Other languages' spreadsheets separate by semicolons; a quoted name may hold any of these.
+        bare = re.sub(r'"[^"]*"', "", start)
+        counts = {mark: bare.count(mark) for mark in ",;\t"}
+        best = "\t" if path.name.lower().split(".")[-1] == "tsv" else max(counts, key=counts.__getitem__)
         entry |= {} if best == "," or not counts[best] else {"load_options": {"sep": best}}
     return entry
 
@@ -204,13 +229,19 @@ def recognise(where: str, data: RawData, named: Mapping[str, Sequence[str]]) -> 
     # A label of a pair of sentences says whether they mean the same.
     if score is None and passage != names.free.get("text") and query in map(names.free.get, _QUERY[1]):
         score = names.free.get("label", names.free.get("is_duplicate"))
+    elif score is None and not negatives and not {"query", "passage"} <= {*named}:
+        if (grade := next((names.free[name] for name in _GRADE if name in names.free), None)) is not None:
+            what = f"{where}: column {grade!r} may grade {query!r} and {passage!r}, or be a class"
+            remedy = f"query={query} passage={passage} to leave it out, or text={passage} label={grade}"
+            raise UserError(f"{what}; give --columns score={grade} for graded pairs, {remedy} for labelled texts")
     if score is not None and not negatives:
         return _recognised("similarity", {"query": query, "passage": passage, "score": score}, "graded pairs", data)
     passages = [*named.get("passage", [passage]), *names.numbered(_FURTHER)]
     columns: dict[str, Any] = {"query": query, "passage": list(dict.fromkeys(passages))}
     columns |= {"negative": negatives} if negatives else {}
     for role, part in product(list(columns)[1:], ("id", "score")):
-        if beside := list(filter(None, (names.beside(column, part) for column in columns[role]))):
+        beside = [names.beside(column, part) for column in columns[role]]
+        if any(beside):
             columns[f"{role}_{part}"] = beside
     for role, usual in (("prompt", _PROMPT), ("lang", _LANG)):
         if (column := names.first(role, usual)) is not None:
@@ -229,14 +260,19 @@ class _Names:
         for column in given:
             if not {column, column.split(".")[0]} & {*data.column_names}:
                 raise UserError(f"{where}: there is no column {column!r}; it has {', '.join(data.column_names)}")
-        self.free = {usual: column for usual, column in self._there.items() if column not in given}
+        self._unnamed = [column for column in data.column_names if column not in given]
+        # As a name of its own, a source is where a text comes from.
+        if "target" not in self._there and (source := self._there.get("source")) in self._unnamed:
+            self._unnamed.remove(source)
+        self.free = {_usual(column): column for column in self._unnamed}
 
     def first(self, role: str, *tiers: Sequence[str]) -> str | None:
         """Return the column of a role: the one that was named, or the only one with a name of the first tier found."""
         if role in self._named:
             return self._named[role][0]
         for names in tiers:
-            found = [self.free[name] for name in names if name in self.free]
+            # Two names may differ in spelling only.
+            found = [column for name in names for column in self._unnamed if _usual(column) == name]
             if len(found) > 1:
                 what = f"columns {_some(found)} could each be the {role}"
                 raise UserError(f"{self._where}: {what}; name one, for example: --columns {role}={found[0]}")

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -276,3 +277,122 @@ def test_bad_rows_can_be_left_out(build, tmp_path):
     folder = build(write(tmp_path / "own.jsonl", text), on_bad_row="quarantine", **INSTRUCTION)
     assert len(rows_of(folder)) == 2
     assert json.loads((folder / "build.json").read_text())["sources"]["own"]["dropped"] == {"row is faulty": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("other.csv", "question,answer\n" + "".join(f"Text {n}!,reply {n}\n" for n in range(300))),
+        (
+            "nli.jsonl",
+            lines(
+                *(
+                    {"premise": f"text {n}", "hypothesis": f"text {n + 1 + k}", "label": k}
+                    for n in range(300)
+                    for k in (0, 2)
+                )
+            ),
+        ),
+        (
+            "pairs.jsonl",
+            lines(*({"sentence1": f"other {n}", "sentence2": f"text {n}", "score": n % 5} for n in range(300))),
+        ),
+        ("topics.jsonl", lines(*({"text": f"text {n}", "label": n % 5} for n in range(300)))),
+    ],
+)
+def test_what_one_file_holds_out_no_file_trains_on(name, rows, build, tmp_path):
+    own = write(tmp_path / "own.jsonl", lines(*({"query": f"text {n}", "pos": f"answer {n}"} for n in range(400))))
+    folder = build(own, write(tmp_path / name, rows), held_out_share=0.05, **INSTRUCTION)
+    files = [each.stem for each in (own, tmp_path / name)]
+    queries = {row["query"].strip("!").lower() for each in files for row in rows_of(folder, f"{each}.held_out")}
+    texts = {str(text).strip("!").lower() for each in files for row in rows_of(folder, each) for text in row.values()}
+    assert len(queries) > 100 and not texts & queries
+
+
+def test_an_unused_label_is_asked_for(build, tmp_path, refuses):
+    rows = [{"question": f"q{n}", "answer": f"a{n}", "label": n % 2} for n in range(4)]
+    path = write(tmp_path / "own.jsonl", lines(*rows))
+    with refuses("own.jsonl", "'label'", "score=label", "query=question passage=answer", "text=answer label=label"):
+        build(path)
+    assert "score" in rows_of(build(path, columns=["score=label"], **INSTRUCTION))[0]
+    assert len(rows_of(build(path, columns=["query=question", "passage=answer"], **INSTRUCTION))) == 4
+
+
+def test_names_that_mean_something_else(build, tmp_path, refuses):
+    rows = [{"source": "wiki", "text": f"text {n}", "label": n % 3} for n in range(30)]
+    assert len(rows_of(build(write(tmp_path / "own.jsonl", lines(*rows)), **INSTRUCTION))) == 30
+    with refuses("'Query', 'query'", "--columns query="):
+        build(write(tmp_path / "own.csv", "Query,query,passage\na,b,c\nd,e,f\n"))
+
+
+def test_paths_lead_through_lists_to_every_text(build, tmp_path):
+    rows = [{"q": {"text": f"q{n}"}, "found": [{"p": f"a{n}"}, {"p": [f"b{n}"]}, {}]} for n in range(3)]
+    columns = ["query=q.text", "passage=found.p"]
+    (first, *_) = rows_of(build(write(tmp_path / "own.jsonl", lines(*rows)), columns=columns, **INSTRUCTION))
+    assert first == {"query": "q0", "passage": "a0", "positive_2": "b0"}
+
+
+def test_ids_and_scores_belong_to_the_text_beside_them(build, tmp_path):
+    columns = {"query": ["a", "b"], "passage": ["c", "d"], "positive_2": ["e", None], "positive_3": ["f", "g"]}
+    columns |= {"positive_3_id": ["7", "8"], "passage_score": [0.5, None]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "own.parquet")
+    first, second = rows_of(build(tmp_path / "own.parquet", **INSTRUCTION))
+    assert (first["positive_3_id"], first["passage_score"], first["positive_2_id"]) == ("7", 0.5, None)
+    assert (second["positive_2"], second["positive_2_id"], second["passage_score"]) == ("g", "8", None)
+
+
+def test_files_and_folders_of_other_splits_are_left_out(build, tmp_path, refuses):
+    for part in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation/part"):
+        path = tmp_path / "own/data" / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, lines(*({"query": f"{part} {n}", "pos": "a"} for n in range(3))))
+
+    assert {row["query"][:5] for row in rows_of(build(tmp_path / "own", **INSTRUCTION))} == {"train"}
+    assert len(rows_of(build(f"{tmp_path / 'own'}::test", **INSTRUCTION))) == 3
+    with refuses("'nope'"):
+        build(f"{tmp_path / 'own'}::nope")
+
+
+def test_the_only_saved_split_is_read(build, tmp_path, refuses):
+    rows = datasets.Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]})
+    datasets.DatasetDict({"validation": rows}).save_to_disk(tmp_path / "own")
+    assert len(rows_of(build(tmp_path / "own", **INSTRUCTION))) == 2
+    datasets.DatasetDict({"test": rows, "dev": rows}).save_to_disk(tmp_path / "two")
+    with refuses("two", "test, dev", "name one"):
+        build(tmp_path / "two")
+
+
+def test_files_of_a_folder_with_other_columns_are_other_sources(build, tmp_path):
+    (tmp_path / "own").mkdir()
+    write(tmp_path / "own/a.csv", "query,passage\na,b\nc,d\n")
+    write(tmp_path / "own/b.csv", "passage,query,more\ne,f,1\ng,h,2\n")
+    folder = build(tmp_path / "own", **INSTRUCTION)
+    assert [len(rows_of(folder, name)) for name in ("own", "own_2")] == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["own[1].csv", "own*.csv", "own?.csv"])
+def test_names_of_files_are_no_patterns(name, build, tmp_path):
+    write(tmp_path / name, "query,passage\na,b\nc,d\n")
+    write(tmp_path / "own2.csv", "query,passage\ne,f\n")
+    folder = build(tmp_path / name, **INSTRUCTION)
+    assert sum(len(rows_of(folder, file.stem)) for file in folder.glob("*.parquet")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.csv", '"query";"passage";"notes, of, all, kinds"\n"a, b";"c";1\nd;e;2\n'),
+        ("own.tsv", "query\tpassage\tnotes, of, all, kinds\na, b\tc\t1\nd\te\t2\n"),
+    ],
+)
+def test_separators_within_names(name, text, build, tmp_path):
+    assert rows_of(build(write(tmp_path / name, text), **INSTRUCTION))[0] == {"query": "a, b", "passage": "c"}
+
+
+def test_texts_of_beir_are_the_same_as_passage_and_as_candidate(build, tmp_path):
+    folder = write_beir(tmp_path / "own")
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(lines({"_id": "n", "title": 5, "text": 12}, {"_id": "s", "title": " ", "text": "x"}, {"_id": "e"}))
+    build(folder, held_out_share=0.05, **INSTRUCTION)
+    texts = [row["passage"] for row in rows_of(tmp_path / "built", "own.candidates")]
+    assert texts[-2:] == ["5 12", "x"] and "" not in texts and len(texts) == len({*texts})
