@@ -1,6 +1,7 @@
 """Tensors that say they are on a device that this machine lacks: their numbers are kept and computed on the CPU.
 
-As with ``FakeTensor``, torch dispatches them as tensors of that device, autocast included; unlike it they have numbers.
+As with ``FakeTensor``, torch dispatches them as tensors of that device (autocast of linear layers included); unlike it
+they have numbers.
 They have no gradients. An operation that mixes them with tensors of the CPU fails, as it would there.
 """
 
@@ -27,6 +28,8 @@ class Elsewhere(torch.Tensor):
 
     device = property(lambda self: self.there)
     is_cuda = property(lambda self: self.there.type == "cuda")
+    # Whether C++ is told the device, too: autocast must be, guards of a device that torch was not built for must not.
+    tells = False
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def tolist(self):
@@ -34,6 +37,8 @@ class Elsewhere(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:
+            return args[0].there if cls.tells else args[0].here.device
         devices = set()
 
         def fetch(value):
@@ -69,6 +74,10 @@ class Machine(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.device(kwargs.get("device") or "cpu") != self.device:
-            return func(*args, **kwargs)
+            Elsewhere.tells = func is torch.nn.functional.linear
+            try:
+                return func(*args, **kwargs)
+            finally:
+                Elsewhere.tells = False
         made = func(*args, **{**kwargs, "device": "cpu"})
         return made if isinstance(made, Elsewhere) else Elsewhere(made, self.device)

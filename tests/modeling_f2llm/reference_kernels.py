@@ -78,7 +78,7 @@ def varlen_attn_2_12(
 
 
 def _attention(query, key, value, ends_q, ends_k, max_q, max_k, scale, causal, window, dropout_p=0.0):
-    tokens, heads, size = query.shape
+    tokens, heads, _ = query.shape
     _check_states(query, key, value)
     for ends, longest in ((ends_q, max_q), (ends_k, max_k)):
         assert ends.device == query.device and ends.dtype == torch.int32 and ends.is_contiguous() and ends.ndim == 1
