@@ -200,6 +200,18 @@ def test_apples_gpu_runs_sdpa_in_every_precision(kernels, model_of, dtype):
     assert torch.equal(hidden.here, expected)
 
 
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs Apple's GPU")
+def test_apples_gpu_equals_the_cpu(model_of):
+    model, _ = model_of()
+    ids, results = ids_of(TEXTS["many"]), []
+    for device in ("cpu", "mps"):
+        hidden = model.to(device)(input_ids=ids.to(device), sequence_lengths=TEXTS["many"]).last_hidden_state
+        gradients = torch.autograd.grad(hidden.square().sum(), list(model.parameters()))
+        results.append([hidden.detach().cpu(), *(gradient.cpu() for gradient in gradients)])
+    for ours, expected in zip(*reversed(results), strict=True):
+        assert_same(ours, expected, tolerance=1e-3)
+
+
 CALL = {"dtype": torch.bfloat16, "size": 8, "dropout": 0.0, "window": None, "device": "cuda:0", "capability": (8, 0)}
 # What differs from CALL; which library runs with flash-attn installed, and without; what torch's says if asked by name.
 CHOICES = [
