@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -122,7 +123,9 @@ BOUNDARY_NAMES = ("sequence_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "max_len
 def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """Keyword arguments that tell every attention backend where the sequences of a packed batch end."""
     lengths = list(lengths)
-    ends = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    # Kernels that share keys between heads take no empty text beside texts of one token, and none takes no text at all.
+    present = [length for length in lengths if length] or [0]
+    ends = torch.tensor([0, *present], device=device).cumsum(0).to(torch.int32)
     longest = max(lengths, default=0)
     return {
         "sequence_lengths": lengths,
@@ -175,24 +178,59 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
     return torch.cat(outputs) if outputs else torch.empty_like(query)
 
 
+def _flash_obstacle(query: Tensor) -> str | None:
+    """What keeps flash attention, torch's or the package's, from ``(T, heads, head_dim)`` states; None if nothing."""
+    if not query.is_cuda:
+        return f"runs on CUDA devices, not on {query.device.type!r}"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"runs in bf16 or fp16, not in {query.dtype}: load the model with dtype=torch.bfloat16, or use autocast"
+    if query.shape[-1] > 256:
+        return f"takes a head_dim of at most 256, not {query.shape[-1]}"
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 (Ampere) or newer"
+    return None
+
+
+@cache
+def _parameters(function: Callable[..., Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _torch_varlen_obstacle(query: Tensor, options: dict[str, Any]) -> str | None:
+    """What keeps torch's variable-length attention from this call; None if nothing does."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if obstacle := _flash_obstacle(query):
+        return obstacle
+    if options["dropout"]:
+        return "has no dropout: set attention_dropout to 0 in the config"
+    # The flash-attn package pads heads, torch does not.
+    if query.shape[-1] % 8:
+        return f"takes a head_dim that is a multiple of 8, not {query.shape[-1]}"
+    if options["sliding_window"] is not None and "window_size" not in _parameters(varlen_attn):
+        return f"has sliding windows from torch 2.11 on (found torch {torch.__version__})"
+    return None
+
+
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """torch's own variable-length attention (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if options["dropout"]:
-        raise ValueError("torch's variable-length attention has no dropout; set attention_dropout to 0 in the config")
-    ends, longest = options["cu_seq_lens_q"], options["max_length_q"]
-    # torch 2.10 has is_causal, later versions a window whose right end is zero.
-    if "window_size" in inspect.signature(varlen_attn).parameters:
-        window = options["sliding_window"]
-        causal = {"window_size": (-1 if window is None else window - 1, 0)}
-    elif options["sliding_window"] is None:
-        causal = {"is_causal": True}
+    if obstacle := _torch_varlen_obstacle(query, options):
+        raise ValueError(f"torch's variable-length attention {obstacle}; or choose another attn_implementation")
+    ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
+    # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero, 2.12 grouped queries.
+    parameters, arguments = _parameters(varlen_attn), {}
+    if "window_size" in parameters:
+        arguments.update(scale=options["scaling"], window_size=(-1 if window is None else window - 1, 0))
     else:
-        raise ValueError("sliding-window layers need torch >= 2.11 with attn_implementation='torch_varlen'")
-    groups = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    return varlen_attn(query, key, value, ends, ends, longest, longest, **causal)
+        arguments.update(is_causal=True)
+    if "enable_gqa" in parameters:
+        arguments.update(enable_gqa=True)
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    return varlen_attn(query, key, value, ends, ends, longest, longest, **arguments)
 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -224,16 +262,14 @@ def _has_torch_varlen() -> bool:
         import torch.nn.attention.varlen
     except ImportError:
         return False
-    return torch.cuda.is_available()
+    return torch.cuda.is_available() and torch.backends.cuda.is_flash_attention_available()
 
 
 def _automatic(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """The fastest backend that can run these tensors."""
-    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    if half and is_flash_attn_2_available():
+    if _flash_obstacle(query) is None and is_flash_attn_2_available():
         return _flash_attn(query, key, value, options)
-    # torch's kernel has no dropout; Qwen3 trains without it.
-    if half and not options["dropout"] and _has_torch_varlen():
+    if _has_torch_varlen() and _torch_varlen_obstacle(query, options) is None:
         return _torch_varlen(query, key, value, options)
     return _sdpa(query, key, value, options)
 

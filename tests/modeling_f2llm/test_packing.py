@@ -14,7 +14,6 @@ from transformers import Qwen3Model
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.packing import (
     BOUNDARY_NAMES,
-    _torch_varlen,
     boundary_kwargs,
     packed_position_ids,
 )
@@ -31,7 +30,8 @@ def test_boundaries_are_those_of_the_flash_kernels(lengths):
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         assert boundaries[name].dtype == torch.int32
         assert boundaries[name][0] == 0
-        assert boundaries[name].diff().tolist() == lengths
+        # An empty text has no boundaries of its own; a batch without tokens is one empty text.
+        assert boundaries[name].diff().tolist() == ([length for length in lengths if length] or [0])
     assert boundaries["max_length_q"] == boundaries["max_length_k"] == max(lengths, default=0)
 
 
@@ -82,14 +82,6 @@ def test_sliding_window_layers_equal_stock(tiny_model, tiny_config, random_batch
         if window < 9:  # the window shows
             unbounded = tiny_model(**batch).last_hidden_state
             assert (unbounded - expected).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_torchs_kernel_takes_the_arguments_it_is_given(window):
-    # Without a GPU only the call can be checked: tensors without data have shapes.
-    query, key = torch.empty(7, 4, 8, device="meta"), torch.empty(7, 2, 8, device="meta")
-    options = {**boundary_kwargs([3, 4], CPU), "sliding_window": window, "scaling": 8**-0.5, "dropout": 0.0}
-    assert _torch_varlen(query, key, key.clone(), options).shape == query.shape
 
 
 PACKED = [3, 1, 4, 4, 2]
