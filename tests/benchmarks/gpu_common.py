@@ -56,9 +56,9 @@ class Bench:
 
 
 def free():
-    """Give memory back that nothing refers to."""
-    gc.collect()
+    """Give memory of the GPU back that nothing refers to."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

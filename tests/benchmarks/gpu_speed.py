@@ -217,7 +217,7 @@ def _encode(bench, config, key, lengths, model, encoders):
 
     def measure(run, lengths, check):
         result = run()
-        seconds = timed(run, 2.0)
+        seconds = timed(run, 1.0)
         if check:
             expected.append(result)
         cosine = {"lowest_cosine": lowest_cosine(result, expected[0])} if check else {}
