@@ -174,6 +174,28 @@ def test_a_part_that_takes_too_long_leaves_its_records(tmp_path):
     assert json.loads((tmp_path / "log.txt").read_text()) == {"rate": None}
 
 
+def test_every_part_gets_a_process_and_the_rate_that_the_first_measured(tmp_path, monkeypatch):
+    code = """if True:
+        import json, sys
+        record = {"precision": "bf16", "size": 1, "operations_per_second": 8.0, **json.loads(input())}
+        open(sys.argv[1], "a").write(json.dumps(record) + '\\n{"cut": ')
+    """
+
+    def begin(name, output):
+        with (output / "log.txt").open("a") as log:
+            return gpu.start([sys.executable, "-c", code, str(gpu._records_file(name, output))], log)
+
+    monkeypatch.setattr(gpu, "_start", begin)
+    command = ["--only", "growth", "--output", str(tmp_path)]
+    assert gpu.main(command) == 0
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert {name: [each["rate"] for each in part["records"]] for name, part in parts.items()} == {
+        **{"rate": [None], "growth": [8.0]}
+    }
+    assert gpu.main([*command, "--minutes", "0"]) == 1
+    assert "not begun" in (tmp_path / "results.md").read_text()
+
+
 def test_what_fails_or_comes_too_late_is_left_out_with_its_reason():
     records = []
     bench = Bench(records.append)
