@@ -130,6 +130,15 @@ def test_a_run_on_a_gpu_is_reported_beside_its_goals(tiny_run):
     assert "**growth: stopped**" in markdown(ended)
 
 
+def test_what_is_not_equal_or_not_compared_is_a_failure():
+    def records(*found):
+        return {"parts": {"equality": {"ended": None, "records": [{"way": "packed", **each} for each in found]}}}
+
+    assert not failures(records({"equal": True}, {"left_out": "needs CUDA and half precision"}))
+    found = failures(records({"equal": False}, {"precision": "bf16", "left_out": "RuntimeError: no kernel"}))
+    assert found == ["equality: packed: not equal", "equality: packed: bf16: RuntimeError: no kernel"]
+
+
 def test_a_gpu_without_the_packages_of_training_measures_too(tmp_path):
     """What the process lacks is what only preparing, mining and publishing need; it waits for what it is told."""
     hidden = (

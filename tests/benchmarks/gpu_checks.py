@@ -10,6 +10,7 @@ import torch
 
 from tests.benchmarks.common import PRECISIONS, describe_hardware, device, packed_batch, padded_batch
 from tests.benchmarks.gpu_common import columns_of, padded_encoder, seeded_model, stock_twin, timed, use_compiled
+from tests.benchmarks.gpu_report import NEEDS_CUDA
 from tests.benchmarks.lean_imports import stand_ins
 from tests.benchmarks.unpadded import UNPADDED, mini_batches, sentence_transformers_gradient, unpadded_encoder
 
@@ -98,7 +99,7 @@ def equality(bench):
             for way, make in ways.items():
                 key = {"way": way, "precision": precision}
                 if "varlen" in way and not (torch.cuda.is_available() and precision == "bf16"):
-                    bench.emit({**key, "left_out": "needs CUDA and half precision"})
+                    bench.emit({**key, "left_out": f"{NEEDS_CUDA} and half precision"})
                     continue
 
                 def measure(make=make, precision=precision, exact=exact, natural=natural):

@@ -6,6 +6,8 @@ from tests.benchmarks.report import table
 
 # Fractions of the matrix rate, counted without what is computed twice, and times as fast as sentence-transformers.
 GOALS = {"training": 0.4, "encoding": 0.6, "ratio": 2.0}
+# How the reason begins why something is left out that no machine without a GPU can do.
+NEEDS_CUDA = "needs CUDA"
 _THEIRS = {"training": "sentence-transformers", "encoding": "encode, sentence-transformers unpadded"}
 _SPEED = {
     "rows": "rows",
@@ -30,17 +32,16 @@ def matrix_rate(results):
 
 
 def failures(results):
-    """What was not equal, and parts that did not come to their end."""
-    records = results["parts"].get("equality", {"records": []})["records"]
-    unequal = [f"{each['way']}, {each['precision']}: not equal" for each in records if each.get("equal") is False]
-    ended = [f"{name}: {part['ended']}" for name, part in results["parts"].items() if part["ended"]]
-    whole = [
-        f"{name}: {each['left_out']}"
-        for name, part in results["parts"].items()
-        for each in part["records"]
-        if each.get("way") == "whole part" and "left_out" in each
-    ]
-    return [*unequal, *ended, *whole]
+    """What was not equal or could not be compared, and parts that did not come to their end."""
+    found = []
+    for name, part in results["parts"].items():
+        found += [f"{name}: {part['ended']}"] if part["ended"] else []
+        for each in part["records"]:
+            why = "not equal" if each.get("equal") is False else each.get("left_out")
+            counts = name == "equality" or each.get("way") == "whole part"
+            if why and counts and not why.startswith(NEEDS_CUDA):
+                found.append(": ".join(filter(None, (name, each["way"], each.get("precision"), why))))
+    return found
 
 
 def speeds(results, kind):
@@ -115,6 +116,8 @@ def _records(results, name, columns):
 
 
 def _cell(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-3 else value
 
 
