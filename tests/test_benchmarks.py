@@ -178,7 +178,7 @@ def test_a_part_that_takes_too_long_leaves_its_records(tmp_path):
     code = "import time; print(input(), flush=True); time.sleep(60)"
     with (tmp_path / "log.txt").open("w") as log:
         slow, failing = (gpu.start([sys.executable, "-c", each], log) for each in (code, "raise SystemExit(3)"))
-    assert gpu.finish(slow, {"rate": None}, 2) == "stopped after its 2 s"
+    assert gpu.finish(slow, {"rate": None}, 1) == "stopped after its 1 s"
     assert gpu.finish(failing, {}, 60) == "ended with status 3; see log.txt"
     assert json.loads((tmp_path / "log.txt").read_text()) == {"rate": None}
 
