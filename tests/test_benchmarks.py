@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 
 import pytest
+import torch
 
-from tests.benchmarks import run
+from tests.benchmarks import gpu, run
 from tests.benchmarks.common import describe_hardware
+from tests.benchmarks.gpu_common import Bench, largest_that_fits
+from tests.benchmarks.gpu_report import GOALS, failures, markdown
 from tests.benchmarks.timing import Contestant, add_ratio, measure
 
 
@@ -75,3 +80,148 @@ def test_an_optional_contestant_that_fails_is_left_out_with_its_reason():
     assert measurement["left_out"] == {"ours": "RuntimeError: no compiler"}
     with pytest.raises(RuntimeError, match="no compiler"):
         measure("case", {"stock": Contestant(fail)}, 1)
+
+
+# -- the first minutes on a GPU ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    status = gpu.main(["--tiny", "--output", str(folder)])
+    return status, json.loads((folder / "results.json").read_text()), folder
+
+
+def test_a_tiny_run_takes_every_way_and_all_are_equal(tiny_run):
+    status, results, _ = tiny_run
+    assert status == 0, failures(results)
+    records = {name: part["records"] for name, part in results["parts"].items()}
+    left_out = [each for part in records.values() for each in part if "left_out" in each]
+    if not torch.cuda.is_available():
+        assert {each["way"] for each in left_out} == {"packed, torch_varlen"}
+    assert sum(each.get("equal", False) for each in records["equality"]) == 18
+    ways = {name: {each.get("way") for each in part} for name, part in records.items()}
+    ours = {"ours", "ours, compiled"}
+    assert ways["training f2llm-v2-80m"] >= {
+        "sentence-transformers",
+        "released method",
+        "stock",
+        "matrix products",
+        *ours,
+    }
+    assert ways["encoding f2llm-v2-80m"] >= {"encode, stock", "encode, sentence-transformers unpadded", "encode, ours"}
+    assert {"2 rows", "4 rows"} <= ways["growth"]
+    assert {"LoRA", "LoRA, compiled"} <= ways["lora"]
+    encoded = [each["lowest_cosine"] for each in records["encoding f2llm-v2-80m"] if "lowest_cosine" in each]
+    assert len(encoded) == 12 and min(encoded) > 0.99
+    trained = next(each for each in records["training f2llm-v2-80m"] if each["way"] == "ours")
+    # All chunks but the last are encoded twice.
+    assert trained["useful_fraction"] < trained["performed_fraction"] < trained["useful_fraction"] * 4 / 3
+
+
+def test_a_run_on_a_gpu_is_reported_beside_its_goals(tiny_run):
+    _, results, folder = tiny_run
+    text = (folder / "results.md").read_text()
+    for part in (results["parts"]["rate"]["records"][0]["versions"]["torch"], "needs CUDA", "A tiny run", "figure.png"):
+        assert part in text
+    assert "| training | f2llm-v2-80m |  | " in text and f" | {GOALS['training']} | " in text
+    assert (folder / "figure.png").stat().st_size
+    ended = {**results, "parts": {**results["parts"], "growth": {"seconds": 1, "ended": "stopped", "records": []}}}
+    assert "**growth: stopped**" in markdown(ended)
+
+
+def test_what_is_not_equal_or_not_compared_is_a_failure():
+    def records(*found):
+        return {"parts": {"equality": {"ended": None, "records": [{"way": "packed", **each} for each in found]}}}
+
+    assert not failures(records({"equal": True}, {"left_out": "needs CUDA and half precision"}))
+    found = failures(records({"equal": False}, {"precision": "bf16", "left_out": "RuntimeError: no kernel"}))
+    assert found == ["equality: packed: not equal", "equality: packed: bf16: RuntimeError: no kernel"]
+
+
+def test_a_gpu_without_the_packages_of_training_measures_too(tmp_path):
+    """What the process lacks is what only preparing, mining and publishing need; it waits for what it is told."""
+    hidden = (
+        "datasets babel datatrove faiss langcodes loguru matplotlib mteb pandas pyarrow ray tensorboard xxhash".split()
+    )
+    arguments = ["--tiny", "--part", "training f2llm-v2-80m", "--output", str(tmp_path)]
+    code = _WITHOUT.format(hidden=hidden, program=gpu.__file__, arguments=arguments)
+    with (tmp_path / "log.txt").open("w") as log:
+        process = gpu.start([sys.executable, "-c", code], log)
+    assert gpu.finish(process, {"rate": 1e9, "limit": 60}, 120) is None, (tmp_path / "log.txt").read_text()
+    records = [json.loads(line) for line in next(tmp_path.glob(".*.jsonl")).read_text().splitlines()]
+    assert len(records) == 7 and not any("left_out" in each for each in records), records
+
+
+# Hides packages, and that they are installed, from everything that is imported afterwards.
+_WITHOUT = """
+import runpy, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *where):
+        return None if name.partition(".")[0] in {hidden} else self.finder.find_spec(name, *where)
+
+    def find_distributions(self, *context):
+        found = getattr(self.finder, "find_distributions", lambda *_: ())(*context)
+        return (each for each in found if each.name not in {hidden})
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+sys.argv[1:] = {arguments}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+def test_a_part_that_takes_too_long_leaves_its_records(tmp_path):
+    code = "import time; print(input(), flush=True); time.sleep(60)"
+    with (tmp_path / "log.txt").open("w") as log:
+        slow, failing = (gpu.start([sys.executable, "-c", each], log) for each in (code, "raise SystemExit(3)"))
+    assert gpu.finish(slow, {"rate": None}, 1) == "stopped after its 1 s"
+    assert gpu.finish(failing, {}, 60) == "ended with status 3; see log.txt"
+    assert json.loads((tmp_path / "log.txt").read_text()) == {"rate": None}
+
+
+def test_every_part_gets_a_process_and_the_rate_that_the_first_measured(tmp_path, monkeypatch):
+    code = """if True:
+        import json, sys
+        record = {"precision": "bf16", "size": 1, "operations_per_second": 8.0, **json.loads(input())}
+        open(sys.argv[1], "a").write(json.dumps(record) + '\\n{"cut": ')
+    """
+
+    def begin(name, output):
+        with (output / "log.txt").open("a") as log:
+            return gpu.start([sys.executable, "-c", code, str(gpu._records_file(name, output))], log)
+
+    monkeypatch.setattr(gpu, "_start", begin)
+    command = ["--only", "growth", "--output", str(tmp_path)]
+    assert gpu.main(command) == 0
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert {name: [each["rate"] for each in part["records"]] for name, part in parts.items()} == {
+        **{"rate": [None], "growth": [8.0]}
+    }
+    assert gpu.main([*command, "--minutes", "0"]) == 1
+    assert "not begun" in (tmp_path / "results.md").read_text()
+
+
+def test_what_fails_or_comes_too_late_is_left_out_with_its_reason():
+    records = []
+    bench = Bench(records.append)
+    bench.attempt({"way": "broken"}, lambda: 1 / 0)
+    Bench(records.append, ends=time.monotonic() - 1).attempt({"way": "late"}, dict)
+    assert records == [
+        {"way": "broken", "left_out": "ZeroDivisionError: division by zero"},
+        {"way": "late", "left_out": "the time of this part was over"},
+    ]
+
+
+def test_sizes_are_halved_until_they_fit():
+    def measure(size):
+        if size > 2:
+            raise torch.OutOfMemoryError("too much")
+        return size
+
+    assert largest_that_fits(9, measure) == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_that_fits(1, lambda size: measure(3))

@@ -188,20 +188,41 @@ DISTRIBUTIONS = {
 
 
 def batches(lengths):
-    """``(rows, texts per row)`` lengths → the same random texts packed, shortest first, and padded to the longest."""
-    flat = lengths.reshape(-1).tolist()
+    """The same texts packed and padded."""
+    return packed_batch(lengths), padded_batch(lengths)
+
+
+def _random_texts(flat):
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(2, VOCAB_SIZE, (length,), generator=generator) for length in flat]
-    order = torch.from_numpy(np.argsort(flat, kind="stable"))
-    packed = {
+    return [torch.randint(2, VOCAB_SIZE, (length,), generator=generator) for length in flat]
+
+
+def packed_batch(lengths):
+    """``(rows, texts per row)`` lengths → random texts packed, shortest first."""
+    flat = lengths.reshape(-1).tolist()
+    texts, order = _random_texts(flat), torch.from_numpy(np.argsort(flat, kind="stable"))
+    return {
         "input_ids": torch.cat([texts[i] for i in order])[None].to(device()),
         "sequence_lengths": [flat[i] for i in order],
         **_roles(order.argsort().view(lengths.shape)),
     }
+
+
+def padded_batch(lengths):
+    """``(rows, texts per row)`` lengths → the same random texts padded to the longest."""
+    flat = lengths.reshape(-1).tolist()
+    texts = _random_texts(flat)
     ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
     mask = (torch.arange(ids.shape[1]) < torch.tensor(flat)[:, None]).long()
     index = torch.arange(len(texts)).view(lengths.shape)
-    return packed, {"input_ids": ids.to(device()), "attention_mask": mask.to(device()), **_roles(index)}
+    return {"input_ids": ids.to(device()), "attention_mask": mask.to(device()), **_roles(index)}
+
+
+def lowest_cosine(found, reference):
+    """The smallest cosine of two ``(n, d)`` arrays of embeddings."""
+    # bf16 embeddings are not quite of unit length.
+    units = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in np.asarray([found, reference], np.float32))
+    return float(np.prod(list(units), axis=0).sum(1).min())
 
 
 def _roles(index):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
-import torch
-from accelerate import Accelerator
 
 from modeling_f2llm import matryoshka_dims
 from tests.benchmarks.apart import measure_apart, time_and_memory
-from tests.benchmarks.common import autocast, available_memory, batches, build_models, device, row_lengths
-from tests.benchmarks.step import forward_backward
-from training.models.encoding import lay_out
-from training.trainer.step import CachedStep, Objective
+from tests.benchmarks.common import available_memory, build_models, device, packed_batch, row_lengths
+from tests.benchmarks.step import cached_gradient, forward_backward, optimized
 
 # A point that would need more than this share of the free memory is not tried.
 _MEMORY_SHARE = 0.6
@@ -44,26 +38,15 @@ def run(settings, suite):
 
 def batch(settings, task):
     """Take a step on ``value`` rows as the trainer does: in chunks of ``budget`` tokens, with a gradient cache."""
-    packed, _ = batches(row_lengths(settings, task["value"]))
-    lengths, model = np.array(packed["sequence_lengths"]), build_models(settings)["ours"].train()
-    laid_out = {**packed, **lay_out(lengths, max_tokens=task["budget"]).of_batch(lengths)}
-    accelerator = Accelerator(cpu=device().type == "cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
-
-    def step():
-        CachedStep(accelerator, model, partial(autocast, task["precision"])).run(
-            laid_out, lambda embeddings: torch.stack(list(objective.terms(embeddings, laid_out).values())).sum()
-        )
-        optimizer.step()
-        optimizer.zero_grad()
-
+    packed, model = packed_batch(row_lengths(settings, task["value"])), build_models(settings)["ours"]
+    dims = matryoshka_dims(model.config.hidden_size)
+    step = optimized(model, cached_gradient(model, packed, task["budget"], task["precision"], dims))
     return {**time_and_memory(step, settings.repeats, device()), "tokens": packed["input_ids"].numel()}
 
 
 def length(settings, task):
     """Go forward and backward over texts of ``value`` tokens each, as many as make up ``total``."""
-    packed, _ = batches(np.full((1, max(2, task["total"] // task["value"])), task["value"]))
+    packed = packed_batch(np.full((1, max(2, task["total"] // task["value"])), task["value"]))
     model = build_models(settings)["ours"].train()
     work = forward_backward(model, packed, task["precision"])
     return {**time_and_memory(work, settings.repeats, device()), "tokens": packed["input_ids"].numel()}

@@ -38,8 +38,8 @@ def run(settings, suite):
         encoders = build_models(settings, dtype, compile=settings.compile)
         learners = build_models(settings, compile=settings.compile)
         contestants = {
-            "products": Contestant(_products(config, tokens, dtype, backward=False)),
-            "products_forward_and_backward": Contestant(_products(config, tokens, dtype, backward=True)),
+            "products": Contestant(products(config, tokens, dtype, backward=False)),
+            "products_forward_and_backward": Contestant(products(config, tokens, dtype, backward=True)),
         }
         for name, compiled in (("ours", False), ("ours_compiled", True)):
             if name in encoders:
@@ -50,15 +50,15 @@ def run(settings, suite):
         measurement = measure("rate", contestants, settings.repeats, precision=precision, facts={"tokens": tokens})
         counts = {name: operations[name.removesuffix("_compiled")] for name in measurement["contestants"]}
         for name in (name for name in counts if not name.startswith("products")):
-            products = "products" if name.startswith("forward") else "products_forward_and_backward"
-            add_ratio(measurement, products, name, "fraction of the rate", counts[name] / counts[products])
+            baseline = "products" if name.startswith("forward") else "products_forward_and_backward"
+            add_ratio(measurement, baseline, name, "fraction of the rate", counts[name] / counts[baseline])
         measurement["facts"]["gigaflops_per_second"] = {
             name: counts[name] / seconds["median"] / 1e9 for name, seconds in measurement["contestants"].items()
         }
         suite.add(measurement)
 
 
-def _products(config, tokens, dtype, backward):
+def products(config, tokens, dtype, backward):
     """All products of all layers, on tensors that are there already."""
     shapes = linear_shapes(config)
     generator = torch.Generator(device()).manual_seed(0)
@@ -69,7 +69,7 @@ def _products(config, tokens, dtype, backward):
     states = {width: draw(tokens, width) for width in {width for shape in shapes for width in shape}}
     weights = [draw(outputs, inputs) for inputs, outputs in shapes]
 
-    def products():
+    def multiply():
         for _ in range(config.num_hidden_layers):
             for weight in weights:
                 outputs, inputs = weight.shape
@@ -78,4 +78,4 @@ def _products(config, tokens, dtype, backward):
                     torch.mm(states[outputs], weight)
                     torch.mm(states[outputs].t(), states[inputs])
 
-    return products
+    return multiply

@@ -49,12 +49,13 @@ def _tables(suite):
     for point in suite["points"]:
         known = [point["axis"], point["value"], point.get("tokens", ""), _range(point["seconds"])]
         growth.append([*known, point["peak_mib"] - point["before_mib"], *(point.get(key, "") for key in _OPENING)])
-    yield _table(_RATIOS, ratios)
-    yield _table(_SECONDS, seconds)
-    yield _table([*_GROWTH, *_OPENING.values()], growth)
+    yield table(_RATIOS, ratios)
+    yield table(_SECONDS, seconds)
+    yield table([*_GROWTH, *_OPENING.values()], growth)
 
 
-def _table(header, rows):
+def table(header, rows):
+    """Return a Markdown table; nothing without rows."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_value, line))} |" for line in lines) if rows else ""
 

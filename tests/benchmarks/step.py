@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
 from modeling_f2llm import matryoshka_dims
-from tests.benchmarks.common import autocast, batches, build_models, row_lengths
+from tests.benchmarks.common import autocast, batches, build_models, device, row_lengths
 from tests.benchmarks.timing import Contestant
-from training.models.encoding import embed_chunk
-from training.trainer.step import Objective
+from training.models.encoding import embed_chunk, lay_out
+from training.trainer.step import CachedStep, Objective
 
 
 def training_lengths(settings, suite):
@@ -49,24 +51,60 @@ def forward_backward(model, batch, precision):
     return run
 
 
-def stepper(model, batch, precision, embedder=embed, targets=lambda: None):
-    """Return a function that takes one step and returns the terms of its loss; fp32 weights, bf16 by autocast.
+def whole_gradient(model, batch, precision, embedder=embed, targets=lambda: None):
+    """Return a function that accumulates the gradient of a batch and returns the terms of its loss.
 
     ``targets`` returns a teacher's embeddings, or None without distillation.
     """
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     objective = Objective(dims=matryoshka_dims(model.config.hidden_size))
 
-    def step():
+    def accumulate():
         with autocast(precision):
             terms = objective.terms(embedder(model, batch), batch, targets())
         sum(terms.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
         return {name: term.item() for name, term in terms.items()}
 
+    return accumulate
+
+
+def optimized(model, accumulate):
+    """Return a function that accumulates gradients, lets AdamW apply them, and returns what accumulating returned."""
+    optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), lr=1e-5, fused=True)
+
+    def step():
+        returned = accumulate()
+        optimizer.step()
+        optimizer.zero_grad()
+        return returned
+
     return step
+
+
+def stepper(model, batch, *how, **targets):
+    """Return a function that takes one step and returns the terms of its loss; fp32 weights, bf16 by autocast."""
+    return optimized(model, whole_gradient(model, batch, *how, **targets))
+
+
+def laid_out(packed, budget):
+    """Return a packed batch in chunks of ``budget`` tokens, as a trainer gets it."""
+    lengths = np.array(packed["sequence_lengths"])
+    return {**packed, **lay_out(lengths, max_tokens=budget).of_batch(lengths)}
+
+
+def cached_gradient(model, packed, budget, precision, dims):
+    """Return a function that accumulates the gradient as the trainer does, in chunks of ``budget`` tokens.
+
+    It returns the loss.
+    """
+    batch, objective = laid_out(packed, budget), Objective(dims=dims)
+    step = CachedStep(Accelerator(cpu=device().type == "cpu"), model.train(), partial(autocast, precision))
+
+    def accumulate():
+        loss, _ = step.run(batch, lambda states: torch.stack(list(objective.terms(states, batch).values())).sum())
+        return loss.item()
+
+    return accumulate
 
 
 def run(settings, suite):

@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from transformers import PrinterCallback, TrainerCallback
 
-from modeling_f2llm import build_sentence_transformer, matryoshka_dims, matryoshka_weights
-from modeling_f2llm.losses import TEMPERATURE
+from modeling_f2llm import build_sentence_transformer, matryoshka_dims
 from tests.benchmarks.common import LONGEST, NEGATIVES, build_models, device, word_tokenizer, write_texts
 from tests.benchmarks.step import training_lengths
 from tests.benchmarks.timing import Contestant
+from tests.benchmarks.unpadded import cached_loss
 from training.config.arguments import StageArguments
 from training.data.manifest import Source
 from training.data.preparation.pipeline import prepare
@@ -98,11 +97,9 @@ def _arguments(precision, folder):
 
 def _sentence_transformer_trainer(model, columns, _, shared):
     encoder = build_sentence_transformer(model, word_tokenizer(), prompts={})
-    dims = matryoshka_dims(model.config.hidden_size)
-    loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, mini_batch_size=_MINI_BATCH)
-    matryoshka = MatryoshkaLoss(encoder, loss, matryoshka_dims=dims, matryoshka_weights=matryoshka_weights(dims))
+    loss = cached_loss(encoder, matryoshka_dims(model.config.hidden_size), mini_batch_size=_MINI_BATCH)
     arguments = SentenceTransformerTrainingArguments(per_device_train_batch_size=len(columns["query"]), **shared)
-    return SentenceTransformerTrainer(encoder, arguments, Dataset.from_dict(columns), loss=matryoshka)
+    return SentenceTransformerTrainer(encoder, arguments, Dataset.from_dict(columns), loss=loss)
 
 
 def _our_trainer(model, columns, folder, shared):
