@@ -61,8 +61,8 @@ def _parse(line):
         return
     parser: argparse.ArgumentParser = import_module(script[:-3].replace("/", ".")).make_parser()
     if script == "training/run_stage.py":
-        # Keys of a recipe follow the options of the command.
-        _, keys = parser.parse_known_args(given)
+        # Keys of a recipe follow the options of the command; as there, a first option means the default recipe.
+        _, keys = parser.parse_known_args(["recipe.yaml", *given] if given[0].startswith("-") else given)
         command_line_overrides(keys)
     else:
         parser.parse_args([word.strip("[]") for word in given])
