@@ -67,7 +67,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    teacher = inspect_teacher(args, tokenizer, width) if args.learns_from_teacher else None
+    teacher = inspect_teacher(args, tokenizer, width) if args.needs_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:

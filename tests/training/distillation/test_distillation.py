@@ -18,12 +18,19 @@ from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import NO_NEW_MODEL, error_of, grow_loss, rewind, state_of, write_single_stage
 from training.config.recipe import load_recipe
-from training.distillation.distillation import Projection, TeacherChoice, inspect_teacher, make_distillation
+from training.distillation.distillation import (
+    Projection,
+    TeacherChoice,
+    inspect_teacher,
+    make_distillation,
+    read_width,
+)
 from training.distillation.teacher import Teacher
 from training.models.model_ref import ModelRef
 from training.run_stage import main
 
 NARROW = {"teacher": "narrow", "teacher_projection": True}
+SCORES = {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,8 @@ def train(folder, models, *words, **keys):
     return folder / "run"
 
 
-def losses(run):
-    return [line["loss_distillation"] for line in state_of(run)["log_history"] if "loss_distillation" in line]
+def losses(run, name="loss_distillation"):
+    return [line[name] for line in state_of(run)["log_history"] if name in line]
 
 
 @pytest.mark.parametrize(("teacher", "workers"), [("wide", 0), ("wide", 2), ("foreign", 0)])
@@ -77,6 +84,29 @@ def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
     # Nor does a stage that learns nothing from it, even if there is none.
     keys = {"distillation_weight": 0.0, "teacher_projection": True}
     assert not losses(train(tmp_path / "weightless", models, **keys))
+
+
+def test_scores_teach_from_all_dimensions_of_any_teacher(tmp_path, models):
+    few = {**SCORES, "distillation_weight": 0.0, "max_steps": 3, "prepared_dir": str(tmp_path / "prepared")}
+    for teacher in ("narrow", "wide", "foreign"):
+        online = train(tmp_path / teacher, models, teacher=teacher, **few)
+        cached = train(tmp_path / f"{teacher} cached", models, teacher=teacher, teacher_cache_dir="CACHE", **few)
+        for name in ("loss_score_distillation", "masked_candidates"):
+            assert len(losses(online, name)) == 3 and losses(online, name)[0] > 0
+            assert losses(cached, name) == pytest.approx(losses(online, name), rel=1e-3)
+        assert not losses(online) and not (online / "projection.safetensors").exists()
+    # It is read whole.
+    student = load_recipe(write(tmp_path, models, teacher="wide", **few)).stages[0].arguments
+    assert read_width(student, 32, 48) == 48
+
+
+def test_a_teacher_may_only_find_false_negatives(tmp_path, models):
+    keys = {"distillation_weight": 0.0, "mask_false_negatives": 0.0, "max_steps": 3}
+    guided = train(tmp_path / "guided", models, **keys)
+    assert not losses(guided) and not losses(guided, "loss_score_distillation")
+    alone = train(tmp_path / "alone", models, teacher=None, **keys)
+    masked = [losses(run, "masked_candidates") for run in (guided, alone)]
+    assert len(masked[0]) == len(masked[1]) == 3 and masked[0] != masked[1]
 
 
 def test_embeddings_of_another_precision_are_others(tmp_path, models):
@@ -122,7 +152,7 @@ def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, ca
     assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
-@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)])
+@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE", **SCORES}, 2)])
 def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys, workers):
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
