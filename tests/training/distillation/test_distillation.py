@@ -87,26 +87,26 @@ def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
 
 
 def test_scores_teach_from_all_dimensions_of_any_teacher(tmp_path, models):
-    few = {**SCORES, "distillation_weight": 0.0, "max_steps": 3, "prepared_dir": str(tmp_path / "prepared")}
-    for teacher in ("narrow", "wide", "foreign"):
+    few = {**SCORES, "distillation_weight": 0.0, "max_steps": 2, "prepared_dir": str(tmp_path / "prepared")}
+    for teacher in ("narrow", "foreign"):
         online = train(tmp_path / teacher, models, teacher=teacher, **few)
         cached = train(tmp_path / f"{teacher} cached", models, teacher=teacher, teacher_cache_dir="CACHE", **few)
         for name in ("loss_score_distillation", "masked_candidates"):
-            assert len(losses(online, name)) == 3 and losses(online, name)[0] > 0
+            assert len(losses(online, name)) == 2 and losses(online, name)[0] > 0
             assert losses(cached, name) == pytest.approx(losses(online, name), rel=1e-3)
         assert not losses(online) and not (online / "projection.safetensors").exists()
-    # It is read whole.
-    student = load_recipe(write(tmp_path, models, teacher="wide", **few)).stages[0].arguments
-    assert read_width(student, 32, 48) == 48
+    # A wider one is read whole.
+    stages = load_recipe(write(tmp_path, models, **few)).stages
+    assert read_width(stages[0].arguments, 32, 48) == 48
 
 
 def test_a_teacher_may_only_find_false_negatives(tmp_path, models):
-    keys = {"distillation_weight": 0.0, "mask_false_negatives": 0.0, "max_steps": 3}
+    keys = {"distillation_weight": 0.0, "mask_false_negatives": 0.0, "max_steps": 2}
     guided = train(tmp_path / "guided", models, **keys)
     assert not losses(guided) and not losses(guided, "loss_score_distillation")
     alone = train(tmp_path / "alone", models, teacher=None, **keys)
     masked = [losses(run, "masked_candidates") for run in (guided, alone)]
-    assert len(masked[0]) == len(masked[1]) == 3 and masked[0] != masked[1]
+    assert len(masked[0]) == len(masked[1]) == 2 and masked[0] != masked[1]
 
 
 def test_embeddings_of_another_precision_are_others(tmp_path, models):
@@ -157,7 +157,7 @@ def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys,
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
         # The cache may move.
-        keys = {"teacher_cache_dir": str(shutil.move(tmp_path / "whole/cache", tmp_path / "elsewhere"))}
+        keys = {**keys, "teacher_cache_dir": str(shutil.move(tmp_path / "whole/cache", tmp_path / "elsewhere"))}
     # In the middle of the first and of the second epoch.
     for step in (4, 8):
         folder = tmp_path / f"resumed{step}"
