@@ -135,7 +135,7 @@ def _dots_with(candidates: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def cosines(query: Tensor, candidates: Tensor) -> Tensor:
-    """Return ``(n, m)`` or ``(n, k)`` cosines, in fp32, of queries with ``(m, d)`` shared or ``(n, k, d)`` own texts."""
+    """Return ``(n, m)`` or ``(n, k)`` fp32 cosines of queries with ``(m, d)`` shared or ``(n, k, d)`` own ones."""
     with torch.autocast(query.device.type, enabled=False):
         return next(_prefix_cosines(query.float(), candidates.float(), [query.shape[-1]], _dots_with(candidates)))
 
