@@ -143,8 +143,12 @@ class StageArguments(LoraArguments, TrainingArguments):
     # Distillation
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
     distillation_weight: float = learnt(1.0, "Factor of the distillation term.", least=0)
-    score_distillation_weight: float = learnt(0.0, "Factor of the KL divergence from its scores.", least=0)
-    teacher_temperature: float | None = learnt(None, "Divisor of its scores; 'temperature' if left out.", above=0)
+    score_distillation_weight: float = learnt(
+        0.0, "Factor of the KL divergence from its scores, or, without it, those of the data.", least=0
+    )
+    teacher_temperature: float | None = learnt(
+        None, "Their divisor; 'temperature' if left out, 1 for those of the data.", above=0
+    )
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
     teacher_document_template: str | None = learnt(None, "Template for texts without instruction: {text}.")
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
@@ -278,6 +282,11 @@ class StageArguments(LoraArguments, TrainingArguments):
     def needs_teacher(self) -> bool:
         """Whether the stage reads its teacher's embeddings, to learn from them or to find false negatives."""
         return self.teacher is not None and not self.prunes and (self.distillation_weight > 0 or self.compares_scores)
+
+    @property
+    def learns_scores_of_data(self) -> bool:
+        """Whether the scores to learn are those that the data has, for want of a teacher."""
+        return self.score_distillation_weight > 0 and self.teacher is None and not self.prunes
 
     @property
     def compares_scores(self) -> bool:

@@ -108,8 +108,7 @@ def _check_names(args: Any) -> None:
 
 def _needs(a: Any) -> list[tuple[str, str, Any]]:
     """Return keys, what they need, and whether it is there."""
-    of_teacher = "teacher_cache_dir teacher_projection teacher_query_template teacher_document_template "
-    of_teacher += "score_distillation_weight"
+    of_teacher = "teacher_cache_dir teacher_projection teacher_query_template teacher_document_template"
     evaluates, patience = a.eval_strategy != "no", "early_stopping_patience"
     return [
         ("builder_options", "builder", a.builder or not a.mapping("builder_options")),

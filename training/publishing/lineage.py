@@ -44,10 +44,7 @@ _PRUNING_DATA = (
 )
 # Keys without effect unless the key on the left is given.
 _DEPENDENT = {
-    "teacher": (
-        *("distillation_weight", "score_distillation_weight", "teacher_temperature", "teacher_projection"),
-        *("teacher_query_template", "teacher_document_template"),
-    ),
+    "teacher": ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template"),
     "score_distillation_weight": ("score_distillation_weight", "teacher_temperature"),
     "lora": tuple(each.name for each in fields(LoraArguments)),
     "evaluation_sample": ("evaluation_sample", "evaluation_sample_candidates"),

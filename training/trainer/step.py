@@ -58,8 +58,8 @@ class Objective:
     # Leave out negatives, in the batch and hard ones, whose cosine with the query exceeds its positive's by more than
     # this: by the teacher's embeddings if there is one, else by the model's own, at full width.
     mask_false_negatives: float | None = None
-    # Learn the teacher's choice among a batch's passages and among a row's own candidates. Its cosines say what is
-    # alike, whatever the task: no candidate is false.
+    # Learn the teacher's choice among a batch's passages and among a row's own candidates: its cosines say what is
+    # alike, whatever the task. Without a teacher, learn the scores that the data has of a row's own candidates.
     score_distillation_weight: float = 0.0
     teacher_temperature: float = TEMPERATURE
 
@@ -108,20 +108,27 @@ class Objective:
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
-        if teacher is not None and self.score_distillation_weight:
+        if self.score_distillation_weight and (teacher is not None or "candidate_scores" in batch):
             term = self._score_distillation(embeddings, batch, teacher)
             terms["score_distillation"] = self.score_distillation_weight * term
         return terms
 
-    def _score_distillation(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor) -> Tensor:
-        own = torch.cat([batch["positive"][:, None], batch["negatives"]], dim=1)
+    def _score_distillation(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor | None) -> Tensor:
+        query, own = batch["query"], torch.cat([batch["positive"][:, None], batch["negatives"]], dim=1)
+        if teacher is None:
+            # Rows of which fewer than two candidates have scores are not averaged over.
+            scored = (~batch["candidate_scores"].isnan()).sum(dim=1) > 1
+            scores = batch["candidate_scores"][scored]
+            compared = [(query[scored], own[scored], scores, scores.isnan())]
+        else:
+            roles = (batch["positive"], own)
+            compared = [(query, texts, cosines(teacher[query], teacher[texts]), texts < 0) for texts in roles]
         losses = [
             score_distillation_loss(
-                *(embeddings[batch["query"]], embeddings[candidates]),
-                cosines(teacher[batch["query"]], teacher[candidates]) / self.teacher_temperature,
-                **{"temperature": self.temperature, "dims": self.dims, "exclude": candidates < 0},
+                *(embeddings[queries], embeddings[candidates], scores / self.teacher_temperature),
+                **{"temperature": self.temperature, "dims": self.dims, "exclude": exclude},
             )
-            for candidates in (batch["positive"], own)
+            for queries, candidates, scores, exclude in compared
         ]
         return torch.stack(losses).sum()
 

@@ -64,7 +64,7 @@ class F2LLMTrainer(SavingTrainer):
         dims = args.train_dims(model.config.hidden_size)
         named = ("mask_duplicates", "gather_gradients", "mask_false_negatives")
         keys = {name: getattr(args, name) for name in (*named, "distillation_weight", "score_distillation_weight")}
-        keys["teacher_temperature"] = args.teacher_temperature or args.temperature
+        keys["teacher_temperature"] = args.teacher_temperature or (1.0 if distillation is None else args.temperature)
         self.objective = Objective(args.temperature, dims, **keys)
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
@@ -89,8 +89,8 @@ class F2LLMTrainer(SavingTrainer):
         self.interruption = Interruption(self.accelerator)
         kinds = {source.task_type for source in self.sources}
         terms = {"in_batch": "retrieval" in kinds, "hard": kinds != {"similarity"}, "similarity": "similarity" in kinds}
-        taught = {"distillation": args.distillation_weight, "score_distillation": args.score_distillation_weight}
-        terms |= {term: distillation is not None and weight > 0 for term, weight in taught.items()}
+        terms["distillation"] = distillation is not None and args.distillation_weight > 0
+        terms["score_distillation"] = args.score_distillation_weight > 0
         self.console = Console([term for term, there in terms.items() if there])
         self.projection = None if distillation is None else distillation.projection
         self.remove_callback(PrinterCallback)
