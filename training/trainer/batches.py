@@ -212,10 +212,10 @@ class PackedCollator:
             **{"own_texts": own.tolist(), "tokens": int(lengths.sum()), "rows": [row.key.row for row in rows]},
             **{"source": source.name, "task_type": source.task_type},
         }
-        if source.has_document_scores:
-            batch["candidate_scores"] = torch.from_numpy(_drawn_scores(rows, texts, index[:, 1:].numpy()))
-        elif rows[0].score is not None:
+        if rows[0].score is not None and source.task_type == "similarity":
             batch["scores"] = torch.from_numpy(np.stack([row.score for row in rows]))
+        elif rows[0].score is not None:
+            batch["candidate_scores"] = torch.from_numpy(_drawn_scores(rows, texts, index[:, 1:].numpy()))
         if (own := _own_forms(source, np.stack([row.positions for row in rows]))) is not None:
             batch["own_forms"] = torch.from_numpy(own.astype(np.int64))
         # Of the whole batch on every process: reading is cheaper than gathering.

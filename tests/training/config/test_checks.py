@@ -89,7 +89,6 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"builder_options": '{"num_negatives": 1}'}, ["'builder_options'", "without 'builder'"]),
         ({"importance": "x"}, ["'importance'", "without 'prune_to'"]),
         ({"teacher_projection": True}, ["'teacher_projection'", "without 'teacher'"]),
-        ({"score_distillation_weight": 1.0}, ["'score_distillation_weight'", "without 'teacher'"]),
         ({"teacher": "t", "teacher_temperature": 0.1}, ["'teacher_temperature'", "'score_distillation_weight: 1'"]),
         (NEW, ["'model'", "'model_config'", "exactly one"]),
         ({"model_config": "{}"}, ["'model'", "'model_config'", "exactly one"]),

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -98,6 +100,23 @@ def test_scores_teach_from_all_dimensions_of_any_teacher(tmp_path, models):
     # A wider one is read whole.
     stages = load_recipe(write(tmp_path, models, **few)).stages
     assert read_width(stages[0].arguments, 32, 48) == 48
+
+
+def test_without_a_teacher_the_scores_of_the_data_teach(tmp_path, models, capsys):
+    keys = {"teacher": None, "score_distillation_weight": 1.0, "teacher_temperature": 0.5, "max_steps": 2}
+    assert "add columns 'passage_score'" in error_of([write(tmp_path, models, **keys)], capsys)
+    data = shutil.copytree(models / "data", tmp_path / "scored")
+    for path in data.glob("*.parquet"):
+        table = pq.read_table(path)
+        for name in [name for name in table.column_names if name.startswith(("passage", "negative"))]:
+            table = table.append_column(f"{name}_score", pa.array([float(len(name))] * len(table)))
+        pq.write_table(table, path)
+    keys |= {"manifest": str(data / "manifest.yaml"), "prepared_dir": str(tmp_path / "prepared")}
+    whole = train(tmp_path / "whole", models, **keys)
+    chunked = train(tmp_path / "chunked", models, **keys, max_tokens_per_forward=64)
+    found = losses(whole, "loss_score_distillation")
+    assert len(found) == 2 and min(found) > 0
+    assert losses(chunked, "loss_score_distillation") == pytest.approx(found, rel=1e-4)
 
 
 def test_a_teacher_may_only_find_false_negatives(tmp_path, models):

@@ -117,3 +117,24 @@ def test_the_scores_of_a_teacher_of_any_width_teach_every_task(task_type, width)
     terms["score_distillation"].backward()
     # Nothing flows into the teacher.
     assert teacher.grad is None and embeddings.grad.any()
+
+
+def test_scores_of_the_data_teach_the_rows_that_have_them():
+    embeddings, nan = draw(), float("nan")
+    scores = torch.tensor([[2.0, 1.0, nan], [nan, 3.0, nan], [0.5, -1.0, nan], [1.0, 0.0, 4.0]])
+    negatives = torch.tensor([[2, 7], [8, 2], [10, -1], [11, 5]])
+    batch = batch_of(negatives=negatives, candidate_scores=scores)
+    keys = {"score_distillation_weight": 0.5, "teacher_temperature": 2.0}
+    term = Objective(0.1, **keys).terms(embeddings, batch)["score_distillation"]
+    wanted = 0.0
+    for row, known in ((0, [1, 2]), (2, [5, 10]), (3, [1, 11, 5])):
+        cosines = cosine_similarity(embeddings[batch["query"][row]], embeddings[known], dim=-1)
+        chances = (scores[row, : len(known)] / 2).softmax(0)
+        wanted += 0.5 * (chances * (chances.log() - (cosines / 0.1).log_softmax(0))).sum() / 3
+    torch.testing.assert_close(term, wanted)
+    (gradient,) = torch.autograd.grad(term, embeddings)
+    assert gradient.isfinite().all() and not gradient[batch["query"][1]].any()
+    # A batch without any adds nothing; without the weight, they are not read.
+    none = Objective(**keys).terms(embeddings, {**batch, "candidate_scores": scores * nan})["score_distillation"]
+    assert none == 0 and not torch.autograd.grad(none, embeddings)[0].any()
+    assert "score_distillation" not in Objective().terms(embeddings, batch)
