@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_f2llm import FAMILY, F2LLMConfig, matryoshka_dims
-    from .losses import cosent_loss, distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights
+    from .losses import (
+        cosent_loss,
+        distillation_loss,
+        false_negatives,
+        hard_negative_loss,
+        in_batch_loss,
+        matryoshka_weights,
+        score_distillation_loss,
+    )
     from .modeling_f2llm import F2LLMModel
     from .prompts import DEFAULT_PROMPTS, TASK_INSTRUCTIONS, instruct
     from .sentence_transformer import build_sentence_transformer
@@ -23,18 +31,23 @@ __all__ = [
     "build_sentence_transformer",
     "cosent_loss",
     "distillation_loss",
+    "false_negatives",
     "hard_negative_loss",
     "in_batch_loss",
     "instruct",
     "matryoshka_dims",
     "matryoshka_weights",
+    "score_distillation_loss",
 ]
 
 # Where each name comes from. Imported when asked for: a process that only writes prompts or prepares data needs none of
 # the 400 MB that torch and transformers take.
 _HOMES = {
     "configuration_f2llm": ("FAMILY", "F2LLMConfig", "matryoshka_dims"),
-    "losses": ("cosent_loss", "distillation_loss", "hard_negative_loss", "in_batch_loss", "matryoshka_weights"),
+    "losses": (
+        *("cosent_loss", "distillation_loss", "false_negatives", "hard_negative_loss", "in_batch_loss"),
+        *("matryoshka_weights", "score_distillation_loss"),
+    ),
     "modeling_f2llm": ("F2LLMModel",),
     "prompts": ("DEFAULT_PROMPTS", "TASK_INSTRUCTIONS", "instruct"),
     "sentence_transformer": ("build_sentence_transformer",),

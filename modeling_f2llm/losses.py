@@ -1,8 +1,8 @@
 """The training objectives of F2LLM as pure functions of unnormalised embeddings.
 
-All of them but :func:`cosent_loss` follow the released training code of F2LLM-v2 (the paper, arXiv 2603.19223, gives no
-formula for the matryoshka weights): cosine similarities over a temperature, cross-entropy against the positive,
-averaged over rows and, under matryoshka learning, summed over the trained widths with falling weights.
+In-batch, hard-negative and distillation loss follow the released training code of F2LLM-v2 (the paper, arXiv
+2603.19223, gives no formula for the matryoshka weights): cosine similarities over a temperature, cross-entropy against
+the positive, averaged over rows and, under matryoshka learning, summed over the trained widths with falling weights.
 
 Every width needs the cosine of the leading ``m`` dimensions. Dot products and squared norms are therefore accumulated
 block by block, so that all widths together cost one pass over the embeddings.
@@ -16,23 +16,28 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 
 from .configuration_f2llm import matryoshka_dims
 
 __all__ = [
     "TEMPERATURE",
     "cosent_loss",
+    "cosines",
     "distillation_loss",
+    "false_negatives",
     "hard_negative_loss",
     "in_batch_loss",
     "matryoshka_dims",
     "matryoshka_weights",
+    "score_distillation_loss",
 ]
 
 TEMPERATURE = 0.05
 # The floor of a vector's length that torch.nn.functional.normalize uses, squared.
 _SMALLEST_SQUARED_NORM = 1e-24
+# Cosines of equal texts, computed in other blocks, may differ so much: with a margin of 0, none is above the other.
+_ROUNDING = 1e-5
 
 
 def matryoshka_weights(dims: Sequence[int]) -> list[float]:
@@ -123,6 +128,35 @@ def _contrastive_loss(
         return cross_entropy(logits, labels)
 
     return _over_widths(query, candidates, dots_of, loss_of, dims)
+
+
+def _dots_with(candidates: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return _shared_dots if candidates.ndim == 2 else _paired_dots
+
+
+def cosines(query: Tensor, candidates: Tensor) -> Tensor:
+    """Return ``(n, m)`` or ``(n, k)`` fp32 cosines of queries with ``(m, d)`` shared or ``(n, k, d)`` own ones."""
+    with torch.autocast(query.device.type, enabled=False):
+        return next(_prefix_cosines(query.float(), candidates.float(), [query.shape[-1]], _dots_with(candidates)))
+
+
+@torch.no_grad()
+def false_negatives(query: Tensor, positive: Tensor, candidates: Tensor, margin: float) -> Tensor:
+    """Find the candidates whose cosine with the query is above that of its positive by more than the margin.
+
+    With a margin of 0.1 and the trained model's own embeddings it is the mask of Qwen3-Embedding (arXiv 2506.05176);
+    with 0 and the embeddings of a guide, that of GISTEmbed (arXiv 2402.16829).
+
+    Args:
+        query: ``(n, d)`` embeddings.
+        positive: ``(n, d)`` embeddings.
+        candidates: ``(m, d)`` embeddings that all queries share, or ``(n, k, d)``, own ones of each.
+        margin: Difference of cosines.
+
+    Returns:
+        ``(n, m)`` or ``(n, k)`` booleans.
+    """
+    return cosines(query, candidates) > cosines(query, positive[:, None]) + (margin + _ROUNDING)
 
 
 def in_batch_loss(
@@ -243,3 +277,47 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     if not student.numel():
         return student.sum()
     return mse_loss(student.float(), teacher[..., :width].detach().float())
+
+
+def score_distillation_loss(
+    query: Tensor,
+    candidates: Tensor,
+    scores: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+    dims: Sequence[int] | None = None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Kullback-Leibler divergence of a student's choice among candidates from a teacher's.
+
+    ``sum of p * log(p / q)`` with ``p = softmax(scores)`` and ``q = softmax(cosines / temperature)``: Lin et al. (2020,
+    arXiv 2010.11386), as DistillKLDivLoss of sentence-transformers, but without its factor ``temperature ** 2``: the
+    contrastive terms, which it stands beside, have none.
+
+    Args:
+        query: ``(n, d)`` unnormalised query embeddings.
+        candidates: ``(m, d)`` unnormalised embeddings that all queries share, or ``(n, k, d)``, own ones of each.
+        scores: ``(n, m)`` or ``(n, k)`` scores of the teacher, already divided by its temperature; no gradient flows
+            into them.
+        temperature: Divisor of the cosines.
+        dims: Widths of matryoshka learning, widest first; None trains the full width only. All learn the same scores.
+        exclude: Booleans in the shape of ``scores``, true where a query has no such candidate.
+
+    Returns:
+        Scalar loss, averaged over the queries; zero for a query of one candidate.
+
+    Raises:
+        ValueError: If a dimension does not fit the embeddings.
+    """
+
+    def log_chances(logits: Tensor) -> Tensor:
+        # Not minus infinity: a chance of zero times an infinite difference is not a number.
+        lowest = torch.finfo(logits.dtype).min
+        return log_softmax(logits if exclude is None else logits.masked_fill(exclude, lowest), dim=1)
+
+    wanted = log_chances(scores.detach().float())
+
+    def loss_of(cosines: Tensor) -> Tensor:
+        return kl_div(log_chances(cosines / temperature), wanted, reduction="batchmean", log_target=True)
+
+    return _over_widths(query, candidates, _dots_with(candidates), loss_of, dims)

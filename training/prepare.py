@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--on-bad-row", choices=ON_BAD_ROW, default=defaults.on_bad_row)
     add("--keep-texts", action="store_true", help="store texts beside tokens, for a teacher with another tokenizer")
     add("--text-forms", action="store_true", help="mark texts that differ only in spelling, for mask_duplicates")
+    add("--document-scores", action="store_true", help="store scores of documents, for score_distillation_weight")
     add("--executor", help="local, ray, slurm or jobs; or JSON of name, workers and datatrove's keys")
     return parser
 

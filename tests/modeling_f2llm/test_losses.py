@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CoSENTLoss,
+    DistillKLDivLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from modeling_f2llm import (
     cosent_loss,
     distillation_loss,
+    false_negatives,
     hard_negative_loss,
     in_batch_loss,
     matryoshka_dims,
     matryoshka_weights,
+    score_distillation_loss,
 )
 
 # Values and gradient norms computed with the published training code; "about" in the file says from which inputs.
@@ -316,3 +322,54 @@ def test_distillation_reads_the_leading_dimensions_of_a_wider_teacher():
     assert loss.item() == 0 and torch.autograd.grad(loss, [student, itself], allow_unused=True)[1] is None
     with pytest.raises(ValueError, match="31 dimensions do not cover the student's 32"):
         distillation_loss(student, torch.zeros(6, 31))
+
+
+@pytest.mark.parametrize("dims", [None, DIMS])
+@pytest.mark.parametrize("shared", [True, False])
+def test_score_distillation_equals_the_loop_and_that_of_sentence_transformers(dims, shared):
+    query, positive, negatives = small_inputs()[:3]
+    candidates = positive if shared else torch.cat([positive[:, None], negatives], dim=1)
+    scores = 3 * torch.randn(candidates.shape[:2] if not shared else (6, 6), generator=torch.Generator().manual_seed(0))
+    exclude = scores > 2.5
+    # A row of one candidate, and one of none.
+    exclude[0], exclude[1] = torch.arange(scores.shape[1]) > 0, True
+    widths, looped = dims or [32], 0.0
+    for dim, weight in zip(widths, matryoshka_weights(widths), strict=True):
+        for row in range(2, 6):
+            of_row = [each for each in range(scores.shape[1]) if not exclude[row, each]]
+            own = candidates[of_row] if shared else candidates[row, of_row]
+            cosines = torch.cosine_similarity(query[row, :dim], own[:, :dim], dim=-1)
+            wanted, found = scores[row, of_row].softmax(0), (cosines / 0.1).softmax(0)
+            looped += weight * (wanted * (wanted / found).log()).sum() / 6
+    loss = score_distillation_loss(query, candidates, scores, temperature=0.1, dims=dims, exclude=exclude)
+    torch.testing.assert_close(loss, looped)
+    for ours, theirs in zip(gradients(loss, query, candidates), gradients(looped, query, candidates), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    # Its own scores teach a model nothing.
+    with torch.no_grad():
+        own = torch.cosine_similarity(query[:, None], candidates[None] if shared else candidates, dim=-1) / 0.1
+    assert score_distillation_loss(query, candidates, own, temperature=0.1) < 1e-6
+    if dims is None:
+        columns = [each.expand(6, -1) for each in candidates] if shared else candidates.unbind(1)
+        theirs = DistillKLDivLoss(None, torch.cosine_similarity, temperature=0.1)
+        value = theirs.compute_loss_from_embeddings([query, *columns], 0.1 * scores) / 0.1**2
+        torch.testing.assert_close(score_distillation_loss(query, candidates, scores, temperature=0.1), value)
+    assert score_distillation_loss(query[:0], positive, scores[:0]) == 0
+
+
+def test_false_negatives_are_those_nearer_than_the_positive_and_the_margin():
+    query, positive, negatives = small_inputs()[:3]
+
+    def near(row, each):
+        return torch.cosine_similarity(query[row], each, dim=0)
+
+    def limits(margin):
+        # The positive itself is not above its own cosine.
+        return [near(row, positive[row]) + margin + 1e-6 for row in range(6)]
+
+    for margin in (-0.2, 0.0, 0.1):
+        own = [[near(i, each) > limit for each in negatives[i]] for i, limit in enumerate(limits(margin))]
+        assert false_negatives(query, positive, negatives, margin).tolist() == own
+        shared = [[near(i, each) > limit for each in positive] for i, limit in enumerate(limits(margin))]
+        found = false_negatives(query, positive, positive, margin)
+        assert found.tolist() == shared and found.any() and not found.all() and not found.requires_grad

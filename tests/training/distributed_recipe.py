@@ -16,10 +16,11 @@ STEPS = 10
 # By name, the keys in which a stage differs from the others.
 STAGES: dict[str, dict[str, Any]] = {
     "mixed": {},
-    "graded": {"manifest": "GRADED", "min_hard_negatives": 0},
+    "graded": {"manifest": "GRADED", "min_hard_negatives": 0, "mask_false_negatives": 0.0},
     "published": {"gather_gradients": False, "mask_duplicates": True},
     "distillation": {"teacher": "TEACHER"},
-    "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"},
+    "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"}
+    | {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0},
     "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},
     "projected": {"teacher": "NARROW", "teacher_projection": True},
     "lora": {"lora": True, "lora_rank": 4, "teacher": "TEACHER"},

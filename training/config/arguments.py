@@ -131,6 +131,9 @@ class StageArguments(LoraArguments, TrainingArguments):
     matryoshka_min_dim: int = learnt(8, "Narrowest width trained, a power of two.", least=1)
     matryoshka_dimensions: list[int] | None = learnt(None, "Widths trained; powers of two if left out.")
     mask_duplicates: bool = learnt(False, "Exclude rows of the same query or positive from in-batch negatives.")
+    mask_false_negatives: float | None = learnt(
+        None, "Leave out negatives whose cosine exceeds the positive's by more than this.", least=-1, most=1
+    )
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
 
     learning_rate_by_size: str | None = learnt(
@@ -140,6 +143,12 @@ class StageArguments(LoraArguments, TrainingArguments):
     # Distillation
     teacher: str | None = path(None, "Folder, Hub name or earlier stage whose embeddings the model learns.")
     distillation_weight: float = learnt(1.0, "Factor of the distillation term.", least=0)
+    score_distillation_weight: float = learnt(
+        0.0, "Factor of the KL divergence from its scores, or, without it, those of the data.", least=0
+    )
+    teacher_temperature: float | None = learnt(
+        None, "Their divisor; 'temperature' if left out, 1 for those of the data.", above=0
+    )
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
     teacher_document_template: str | None = learnt(None, "Template for texts without instruction: {text}.")
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
@@ -266,8 +275,23 @@ class StageArguments(LoraArguments, TrainingArguments):
 
     @property
     def learns_from_teacher(self) -> bool:
-        """Whether the stage needs its teacher: with a ``distillation_weight`` of 0 it learns nothing from one."""
-        return self.teacher is not None and not self.prunes and self.distillation_weight > 0
+        """Whether a term of the loss is the teacher's: its weight is not 0."""
+        return self.needs_teacher and self.distillation_weight + self.score_distillation_weight > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the stage reads its teacher's embeddings, to learn from them or to find false negatives."""
+        return self.teacher is not None and not self.prunes and (self.distillation_weight > 0 or self.compares_scores)
+
+    @property
+    def learns_scores_of_data(self) -> bool:
+        """Whether the scores to learn are those that the data has, for want of a teacher."""
+        return self.score_distillation_weight > 0 and self.teacher is None and not self.prunes
+
+    @property
+    def compares_scores(self) -> bool:
+        """Whether the teacher's similarities matter, those of its whole width."""
+        return self.score_distillation_weight > 0 or self.mask_false_negatives is not None
 
     @property
     def draws_dropout(self) -> bool:

@@ -113,6 +113,7 @@ def _needs(a: Any) -> list[tuple[str, str, Any]]:
     return [
         ("builder_options", "builder", a.builder or not a.mapping("builder_options")),
         (of_teacher, "teacher", a.teacher),
+        ("teacher_temperature", "score_distillation_weight: 1", a.score_distillation_weight),
         ("importance", "prune_to", a.prune_to),
         ("columns elsewhere replay replay_data", "data: FILE", a.data),
         ("replay_data", "replay: SHARE", a.replay),
@@ -190,6 +191,7 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
         ("matryoshka_min_dim", not args.matryoshka or narrows, "matryoshka_dimensions: null"),
         ("calibration_texts prune_hidden prune_layers", args.prunes, "prune_to: SHAPE"),
         ("distillation_weight", args.teacher is not None, "teacher: MODEL"),
+        ("teacher_projection", args.distillation_weight > 0, "distillation_weight: 1"),
         ("teacher push_checkpoints mine", not args.prunes, "prune_to: null"),
         ("mine", args.num_hard_negatives_retrieval or args.prunes, "num_hard_negatives_retrieval: 7"),
         (recomputes, args.activation_checkpointing, "activation_checkpointing: true"),

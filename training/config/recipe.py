@@ -272,7 +272,7 @@ def find_inputs(recipe: Recipe, stage: Stage) -> list[Input]:
         if (
             name is None
             or (key, name) == ("tokenizer", "train")
-            or (key == "teacher" and not stage.arguments.learns_from_teacher)
+            or (key == "teacher" and not stage.arguments.needs_teacher)
         ):
             continue
         path = _path_of(key, name)

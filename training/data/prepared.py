@@ -34,10 +34,12 @@ class PreparedSource:
         num_positives: Positive columns of the rows, the passage included.
         rows: ``(n, 1 + num_positives + num_negatives)`` int32 positions of query, passage, negatives and further
             positives among the texts, by split; -1 for missing documents.
-        scores: ``(n,)`` float32 scores of the rows of a similarity source, by split; empty for other sources.
+        scores: ``(n,)`` float32 scores of the rows of a similarity source, by split; or, if they were kept,
+            ``(n, num_positives + num_negatives)`` of a row's documents, NaN where one has none; else empty.
         description: The content of ``source.json``.
         mapped_files: The memory maps by file name.
-        has_texts: Whether the texts were kept; ``has_forms``: their normal forms; ``has_ids``: their documents.
+        has_texts: Whether the texts were kept; ``has_forms``: their normal forms; ``has_ids``: their documents;
+            ``has_document_scores``: scores of rows' documents.
         weight: That of the manifest, which no file holds.
     """
 
@@ -55,8 +57,10 @@ class PreparedSource:
             texts, width = described["texts"], 1 + self.num_positives + self.num_negatives
             files = {TOKENS: ("<i4", described["tokens"]), OFFSETS: ("<i8", texts + 1)}
             files |= {name: ("<i4", described["rows"][split], width) for split, name in SPLITS.items()}
-            if self.task_type == "similarity":
-                files |= {name: ("<f4", described["rows"][split]) for split, name in SCORES.items()}
+            self.has_document_scores = "document_scores" in described
+            if self.task_type == "similarity" or self.has_document_scores:
+                shape = (width - 1,) if self.has_document_scores else ()
+                files |= {name: ("<f4", described["rows"][split], *shape) for split, name in SCORES.items()}
             if self.has_texts:
                 files |= {TEXTS: ("u1", described["text_bytes"]), TEXT_OFFSETS: ("<i8", texts + 1)}
             if self.has_forms:

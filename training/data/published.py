@@ -58,9 +58,9 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return column.cast(pa.large_string())
 
 
-def scores_of(batch: pa.RecordBatch) -> np.ndarray:
+def scores_of(batch: pa.RecordBatch, column: str = "score") -> np.ndarray:
     """Return the ``(n,)`` float32 scores of a batch, NaN where one is null."""
-    values = batch.column("score").cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = batch.column(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     # Infinite where a number is too great.
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
@@ -171,9 +171,18 @@ class TextBatch:
 
 
 class PublishedFile:
-    """One parquet file of a source, such as ``hf://datasets/OWNER/NAME/a.parquet``; open only while it is read."""
+    """One parquet file of a source, such as ``hf://datasets/OWNER/NAME/a.parquet``; open only while it is read.
 
-    def __init__(self, path: str | SourceFile, required_negatives: int = 0, task_type: str = "retrieval") -> None:
+    ``document_scores`` reads columns such as ``passage_score``, too.
+    """
+
+    def __init__(
+        self,
+        path: str | SourceFile,
+        required_negatives: int = 0,
+        task_type: str = "retrieval",
+        document_scores: bool = False,
+    ) -> None:
         if isinstance(path, str):
             path = RemoteFile(path) if "://" in path else Path(path)
         self.path, self.required_negatives, self.task_type = path, required_negatives, task_type
@@ -188,8 +197,14 @@ class PublishedFile:
         self.schema = pa.schema(fields, metadata=schema.metadata)
         for name in self.columns:
             self._check_text(name)
+        self.scores: list[str] = []
         if task_type == "similarity":
             self._check_scores()
+        elif document_scores:
+            names = (f"{name}_score" for name in (*self.positives, *self.negatives))
+            self.scores = [name for name in names if name in schema.names]
+            for name in self.scores:
+                self._check_numbers(name)
         self.num_rows = metadata.num_rows
         if not self.num_rows:
             raise UserError(f"{path}: the file has no rows; build it again or leave it out")
@@ -226,10 +241,13 @@ class PublishedFile:
         if "score" not in self.schema.names:
             what = f"{self.path}: column 'score' is missing; it has {', '.join(self.schema.names)}"
             raise UserError(f"{what}; add it, or give the source another task_type than similarity")
-        kind = self.schema.field("score").type
+        self._check_numbers("score")
+
+    def _check_numbers(self, name: str) -> None:
+        kind = self.schema.field(name).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise UserError(f"{self.path}: column 'score' holds {kind}, not numbers; convert it to float64")
-        self.columns.append("score")
+            raise UserError(f"{self.path}: column {name!r} holds {kind}, not numbers; convert it to float64")
+        self.columns.append(name)
 
     def _check_text(self, name: str) -> None:
         count = self.schema.names.count(name)

@@ -62,6 +62,9 @@ def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, st
                 "embeddings of longer texts are of their beginnings",
                 *(ref.name, reads, args.max_length),
             )
+    # Scores compare whatever the widths.
+    if not args.distillation_weight:
+        return choice
     if choice.width < student_width and not args.teacher_projection:
         raise UserError(
             f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "
@@ -148,16 +151,11 @@ class Projection(TrainerCallback):
 class Distillation:
     """A teacher for texts that are not in the cache, the cache, and what the student learns from them."""
 
-    student_width: int
+    width: int  # leading dimensions of the teacher that are read; see read_width
     teacher: Teacher | TextTeacher | None = None
     cache: TeacherCache | None = None
     projection: Projection | None = None
     identity: str = ""  # changes with the teacher's weights and how it is given texts
-
-    @property
-    def width(self) -> int:
-        """Leading dimensions of the teacher that are learned: the student's width, or all of a narrower teacher."""
-        return self.student_width if self.projection is None else len(self.projection.weight)
 
     def fill_cache(self, device: torch.device, rank: int, world_size: int) -> None:
         """Embed what the cache misses, each process its share, and free the teacher's weights."""
@@ -171,6 +169,17 @@ class Distillation:
         if self.cache is not None:
             return batch["teacher"].float()
         return self.teacher.embed(batch, self.width)
+
+
+def read_width(args: StageArguments, student_width: int, teacher_width: int) -> int:
+    """Return the teacher's leading dimensions that are read: those to learn, or all where its scores matter."""
+    return teacher_width if args.compares_scores else min(student_width, teacher_width)
+
+
+def make_projection(args: StageArguments, student_width: int, teacher_width: int) -> Projection | None:
+    """Return the map that the stage learns, if it does."""
+    learns = args.teacher_projection and args.distillation_weight > 0
+    return Projection(student_width, teacher_width, args) if learns else None
 
 
 def make_distillation(
@@ -197,5 +206,5 @@ def make_distillation(
         teacher.use(sources)
     else:
         teacher = Teacher(load_teacher(choice.ref, **model_options), args.max_tokens_per_forward)
-    projection = Projection(student_width, choice.width, args) if args.teacher_projection else None
-    return Distillation(student_width, teacher, cache, projection, identity)
+    projection = make_projection(args, student_width, choice.width)
+    return Distillation(read_width(args, student_width, choice.width), teacher, cache, projection, identity)

@@ -25,7 +25,7 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
 from training.data.prepared import PreparedSource
-from training.distillation.distillation import Distillation, Projection
+from training.distillation.distillation import Distillation, make_projection, read_width
 from training.distillation.teacher import Teacher
 from training.models.adapters import adapter_config, add_adapter
 from training.models.model_folder import count_parameters, forward_flops
@@ -209,9 +209,9 @@ def measure_stage(
         add_adapter(model, adapter)
     guide = None
     if teacher is not None:
-        width = config.hidden_size
-        projection = Projection(width, teacher.hidden_size, args) if args.teacher_projection else None
-        guide = Distillation(width, Teacher(F2LLMModel._from_config(teacher, **options)), projection=projection)
+        widths = (config.hidden_size, teacher.hidden_size)
+        frozen, projection = Teacher(F2LLMModel._from_config(teacher, **options)), make_projection(args, *widths)
+        guide = Distillation(read_width(args, *widths), frozen, projection=projection)
     # On the disk of the stage's checkpoints.
     with TemporaryDirectory(dir=args.prepared_folder, prefix=".measure-") as folder:
         args.output_dir = folder

@@ -103,7 +103,7 @@ def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Seq
 
 def _teacher_config(args: StageArguments, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> F2LLMConfig | None:
     """Return the shape of a stage's teacher; None without one, or for another architecture, which is not counted."""
-    if not args.learns_from_teacher:
+    if not args.needs_teacher:
         return None
     if str(args.teacher) in earlier:
         return earlier[str(args.teacher)].config
@@ -178,7 +178,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         if away is None and origin.tokenizer is not None:
             there = any(each.key == "teacher" and not each.missing for each in inputs)
             ref = ModelRef(args.teacher, args.teacher) if there else None
-            keep_texts = args.learns_from_teacher and is_given_texts(args, ref, origin.tokenizer)
+            keep_texts = args.needs_teacher and is_given_texts(args, ref, origin.tokenizer)
             data = _counted(args, prepare_sources(stage, selected, origin.tokenizer, keep_texts))
         else:
             data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")

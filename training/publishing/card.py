@@ -66,6 +66,8 @@ def model_card(
     label = own_label(evaluation, release.name)
     links = {**base_links(release), **(links or {})}
     last = release.stages[-1] if release.stages else None
+    # A teacher that only finds false negatives is not learnt from.
+    weights = last and [last.arguments.get(f"{kind}distillation_weight", not kind) for kind in ("", "score_")]
     # The width of the examples is the largest of at most half of the full one.
     full, *smaller = release.dimensions
     width = max([each for each in smaller if 2 * each <= full] or smaller, default=None)
@@ -78,7 +80,7 @@ def model_card(
             "known": all(stage.kind != "unknown" for stage in release.stages),
             "origins": [reference_text(each, links) for each in origins(release)],
             "adapter": _adapter_facts(release, links),
-            "teacher": reference_text(last.teacher, links) if last and last.teacher else None,
+            "teacher": reference_text(last.teacher, links) if last and last.teacher and any(weights) else None,
             "collection": collection,
             "truncated": width,
             "prompt_names": {name: text for name, text in release.prompts.items() if text},

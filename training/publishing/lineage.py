@@ -45,6 +45,7 @@ _PRUNING_DATA = (
 # Keys without effect unless the key on the left is given.
 _DEPENDENT = {
     "teacher": ("distillation_weight", "teacher_projection", "teacher_query_template", "teacher_document_template"),
+    "score_distillation_weight": ("score_distillation_weight", "teacher_temperature"),
     "lora": tuple(each.name for each in fields(LoraArguments)),
     "evaluation_sample": ("evaluation_sample", "evaluation_sample_candidates"),
     "early_stopping_patience": ("early_stopping_patience", "early_stopping_threshold"),
@@ -94,8 +95,9 @@ class Lineage:
     def _visit_trained(self, state: ModelState, above: tuple[Path, ...]) -> tuple[tuple[Reference], Reference | None]:
         found: dict[str, Reference] = {}
         # Some stages have the key of the whole recipe and learn nothing from the teacher.
-        weight = state.keys.get("distillation_weight")
-        is_taught = state.kind != "pruning" and (weight is None or float(weight) > 0)
+        weight, by_scores = (state.keys.get(f"{name}distillation_weight") for name in ("", "score_"))
+        is_taught = weight is None or float(weight) > 0 or float(by_scores or 0) > 0
+        is_taught = state.kind != "pruning" and (is_taught or state.keys.get("mask_false_negatives") is not None)
         for key in ("teacher", "model") if is_taught else ("model",):
             path = state.path_of(key)
             if path is None:

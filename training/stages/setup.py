@@ -67,7 +67,7 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     width = model.config.hidden_size
     # Refuses widths that do not fit.
     args.train_dims(width)
-    teacher = inspect_teacher(args, tokenizer, width) if args.learns_from_teacher else None
+    teacher = inspect_teacher(args, tokenizer, width) if args.needs_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
     if args.process_index == 0:
@@ -151,6 +151,7 @@ def prepare_sources(
         keep_texts=keep_texts,
         **(default_prompts(args) if any(each.instruction is None for each in sources) else {}),
         text_forms=args.mask_duplicates,
+        document_scores=args.learns_scores_of_data,
     )
     try:
         prepared = prepare(sources, tokenizer, args.prepared_folder, options, read_executor(args.executor))
@@ -160,6 +161,11 @@ def prepare_sources(
     if not any(len(source.rows["train"]) for source in prepared):
         remedy = "mend these rows" if aside else "lower 'validation_share', or raise 'cap' and 'source_caps'"
         raise UserError("; ".join([f"stage {stage.name!r}: no row is left to train on", *aside, remedy]))
+    if args.learns_scores_of_data and not any(source.has_document_scores for source in prepared):
+        raise UserError(
+            f"stage {stage.name!r}: key 'score_distillation_weight' has no effect: no source has scores of its "
+            "documents; give 'teacher: MODEL', add columns 'passage_score', 'negative_1_score', … or take it out"
+        )
     for line in aside if args.process_index == 0 else ():
         logger.warning("%s", line)
     warn_of_single_rows(args, prepared)

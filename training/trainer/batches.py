@@ -134,11 +134,11 @@ def epoch_line(sampler: GlobalBatchSampler, names: Sequence[str]) -> str | None:
 
 
 class Row(NamedTuple):
-    """A row and its key; ``positions`` are those of the prepared source's row, ``score`` is that of a graded pair."""
+    """A row and its key; ``positions`` are those of the prepared source's row, ``score`` that of pair or documents."""
 
     key: RowKey
     positions: np.ndarray
-    score: float | None = None
+    score: np.ndarray | None = None
 
 
 class PreparedRows(Dataset[Row]):
@@ -152,7 +152,7 @@ class PreparedRows(Dataset[Row]):
 
     def __getitem__(self, key: RowKey) -> Row:
         source = self.sources[key.source]
-        score = float(source.scores[self.split][key.row]) if source.scores else None
+        score = np.asarray(source.scores[self.split][key.row]) if source.scores else None
         return Row(key, np.asarray(source.rows[self.split][key.row]), score)
 
 
@@ -163,6 +163,13 @@ def _own_forms(source: PreparedSource, positions: np.ndarray) -> np.ndarray | No
     own = source.positives(positions)
     # The passage again in place of a missing one.
     return source.forms(np.where(own < 0, own[:, :1], own))
+
+
+def _drawn_scores(rows: Sequence[Row], texts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return ``(b, c)`` scores of the ``(b, c)`` drawn documents, given as indices into texts, -1 for a missing one."""
+    documents, scores = (np.stack(each) for each in zip(*((row.positions[1:], row.score) for row in rows), strict=True))
+    place = (texts[drawn][:, :, None] == documents[:, None]).argmax(axis=2)
+    return np.where(drawn < 0, np.float32(np.nan), np.take_along_axis(scores, place, axis=1))
 
 
 class PackedCollator:
@@ -181,6 +188,7 @@ class PackedCollator:
     - ``forms``: ``(n,)``, equal for texts that differ in spelling only or are of one document, where the source knows;
     - ``own_forms``: ``(b, p)``, forms of all positives of a row, if the source has several or knows documents;
     - ``scores``: ``(b,)`` float32, of graded pairs;
+    - ``candidate_scores``: ``(b, 1 + k)`` float32, those of positive and negatives that the data has, else NaN;
     - ``own_texts``: positions of this process's texts among the source's, in the order of ``input_ids``;
     - ``teacher``: ``(n, teacher_width)`` float16, if there is a cache;
     - ``tokens``: tokens of all ``n`` distinct texts;
@@ -220,8 +228,10 @@ class PackedCollator:
             **{"own_texts": own.tolist(), "tokens": int(lengths.sum()), "rows": [row.key.row for row in rows]},
             **{"source": source.name, "task_type": source.task_type},
         }
-        if rows[0].score is not None:
-            batch["scores"] = torch.tensor([row.score for row in rows])
+        if rows[0].score is not None and source.task_type == "similarity":
+            batch["scores"] = torch.from_numpy(np.stack([row.score for row in rows]))
+        elif rows[0].score is not None:
+            batch["candidate_scores"] = torch.from_numpy(_drawn_scores(rows, texts, index[:, 1:].numpy()))
         if (own := _own_forms(source, np.stack([row.positions for row in rows]))) is not None:
             batch["own_forms"] = torch.from_numpy(own.astype(np.int64))
         # Of the whole batch on every process: reading is cheaper than gathering.

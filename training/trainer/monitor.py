@@ -92,6 +92,7 @@ def step_line(logs: Mapping[str, float], terms: Sequence[str], state: TrainerSta
     """Return the line of a log step; ``speed`` is in tokens per second over all processes, ``left`` in seconds."""
     parts = [_step(state), f"loss {logs['loss']:8.4f}"]
     parts += [f"{term.replace('_', '-')} {logs.get(f'loss_{term}', math.nan):8.4f}" for term in terms]
+    parts += [f"masked {logs['masked_candidates']:6.2%}"] if "masked_candidates" in logs else []
     parts += [f"lr {logs['learning_rate']:.2e}", f"grad {logs.get('grad_norm', math.nan):7.3g}"]
     parts += [f"{speed:9,.0f} tokens/s", f"{peak_memory() / 2**30:6.2f} GiB"]
     return "  ".join([*parts, f"{timedelta(seconds=round(left))} left"]).replace("nan", "  –")

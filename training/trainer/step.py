@@ -21,7 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from modeling_f2llm.losses import TEMPERATURE, cosent_loss, distillation_loss, hard_negative_loss, in_batch_loss
+from modeling_f2llm.losses import (
+    TEMPERATURE,
+    cosent_loss,
+    cosines,
+    distillation_loss,
+    false_negatives,
+    hard_negative_loss,
+    in_batch_loss,
+    score_distillation_loss,
+)
 from training.common.keyed import keyed_bits
 from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import batch_chunks, embed_chunk, gather_rows
@@ -46,6 +55,13 @@ class Objective:
     # Without, positives do not learn from the in-batch term, as in the published training on several GPUs.
     gather_gradients: bool = True
     distillation_weight: float = 1.0
+    # Leave out negatives, in the batch and hard ones, whose cosine with the query exceeds its positive's by more than
+    # this: by the teacher's embeddings if there is one, else by the model's own, at full width.
+    mask_false_negatives: float | None = None
+    # Learn the teacher's choice among a batch's passages and among a row's own candidates: its cosines say what is
+    # alike, whatever the task. Without a teacher, learn the scores that the data has of a row's own candidates.
+    score_distillation_weight: float = 0.0
+    teacher_temperature: float = TEMPERATURE
 
     def terms(
         self,
@@ -53,23 +69,31 @@ class Objective:
         batch: Mapping[str, Any],
         teacher: Tensor | None = None,
         projected: Tensor | None = None,
+        noted: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return the terms of the loss by name; the loss is their sum.
 
         ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
+        ``noted`` takes what is no loss: ``masked_candidates``, the share that ``mask_false_negatives`` leaves out.
         """
         query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
         # A missing negative, -1, takes some text's embedding, which the loss leaves out.
         negatives, missing = embeddings[batch["negatives"]], batch["negatives"] < 0
-        terms = {}
-        if batch["task_type"] == "retrieval":
+        terms, left_out, is_retrieval = {}, missing, batch["task_type"] == "retrieval"
+        others = _no_negatives(batch, self.mask_duplicates) if is_retrieval else None
+        if self.mask_false_negatives is not None and batch["task_type"] != "similarity":
+            judge = embeddings.detach() if teacher is None else teacher
+            others, left_out, share = _with_false_negatives(batch, judge, others, missing, self.mask_false_negatives)
+            if noted is not None:
+                noted["masked_candidates"] = share
+        if is_retrieval:
             terms["in_batch"] = in_batch_loss(
                 query,
                 positive if self.gather_gradients else positive.detach(),
                 temperature=self.temperature,
                 dims=self.dims,
-                exclude=_no_negatives(batch, self.mask_duplicates),
+                exclude=others,
             )
         if batch["task_type"] == "similarity":
             terms["similarity"] = cosent_loss(
@@ -77,14 +101,55 @@ class Objective:
             )
         else:
             terms["hard"] = hard_negative_loss(
-                query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=missing
+                query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=left_out
             )
-        if teacher is not None:
+        if teacher is not None and self.distillation_weight:
             roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
+        if self.score_distillation_weight and (teacher is not None or "candidate_scores" in batch):
+            term = self._score_distillation(embeddings, batch, teacher)
+            terms["score_distillation"] = self.score_distillation_weight * term
         return terms
+
+    def _score_distillation(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor | None) -> Tensor:
+        query, own = batch["query"], torch.cat([batch["positive"][:, None], batch["negatives"]], dim=1)
+        if teacher is None:
+            # Rows of which fewer than two candidates have scores are not averaged over.
+            scored = (~batch["candidate_scores"].isnan()).sum(dim=1) > 1
+            scores = batch["candidate_scores"][scored]
+            compared = [(query[scored], own[scored], scores, scores.isnan())]
+        else:
+            roles = (batch["positive"], own)
+            compared = [(query, texts, cosines(teacher[query], teacher[texts]), texts < 0) for texts in roles]
+        losses = [
+            score_distillation_loss(
+                *(embeddings[queries], embeddings[candidates], scores / self.teacher_temperature),
+                **{"temperature": self.temperature, "dims": self.dims, "exclude": exclude},
+            )
+            for queries, candidates, scores, exclude in compared
+        ]
+        return torch.stack(losses).sum()
+
+
+def _with_false_negatives(
+    batch: Mapping[str, Any], judge: Tensor, others: Tensor | None, missing: Tensor, margin: float
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Add false negatives by ``(n, D)`` embeddings to the ``(b, b)`` others and ``(b, k)`` hard ones that are left out.
+
+    Return both masks, and the share of candidates that were added.
+    """
+    query, positive = judge[batch["query"]], judge[batch["positive"]]
+    false = false_negatives(query, positive, judge[batch["negatives"]], margin) & ~missing
+    found, candidates = false.sum(), (~missing).sum()
+    if batch["task_type"] == "retrieval":
+        there = ~torch.eye(len(query), dtype=torch.bool, device=query.device)
+        there = there if others is None else there & ~others
+        in_batch = false_negatives(query, positive, positive, margin) & there
+        others = in_batch if others is None else others | in_batch
+        found, candidates = found + in_batch.sum(), candidates + there.sum()
+    return others, missing | false, found / candidates.clamp_min(1)
 
 
 def _no_negatives(batch: Mapping[str, Any], mask_duplicates: bool) -> Tensor | None:

@@ -61,14 +61,17 @@ class F2LLMTrainer(SavingTrainer):
     ) -> None:
         self.sources = list(sources)
         self.distillation = distillation
-        dims, weight = args.train_dims(model.config.hidden_size), args.distillation_weight
-        self.objective = Objective(args.temperature, dims, args.mask_duplicates, args.gather_gradients, weight)
+        dims = args.train_dims(model.config.hidden_size)
+        named = ("mask_duplicates", "gather_gradients", "mask_false_negatives")
+        keys = {name: getattr(args, name) for name in (*named, "distillation_weight", "score_distillation_weight")}
+        keys["teacher_temperature"] = args.teacher_temperature or (1.0 if distillation is None else args.temperature)
+        self.objective = Objective(args.temperature, dims, **keys)
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
-        # Sum and number of each term and each source's loss.
+        # Sum and number of each term, each source's loss, and what else is noted of a step.
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
         self.last_batch: dict[str, Any] = {}
         self._gradients = torch.empty(0)
@@ -86,7 +89,8 @@ class F2LLMTrainer(SavingTrainer):
         self.interruption = Interruption(self.accelerator)
         kinds = {source.task_type for source in self.sources}
         terms = {"in_batch": "retrieval" in kinds, "hard": kinds != {"similarity"}, "similarity": "similarity" in kinds}
-        terms["distillation"] = distillation is not None
+        terms["distillation"] = distillation is not None and args.distillation_weight > 0
+        terms["score_distillation"] = args.score_distillation_weight > 0
         self.console = Console([term for term, there in terms.items() if there])
         self.projection = None if distillation is None else distillation.projection
         self.remove_callback(PrinterCallback)
@@ -168,14 +172,17 @@ class F2LLMTrainer(SavingTrainer):
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
         projected = None if self.projection is None else self.projection(embeddings)
-        terms = self.objective.terms(embeddings, batch, teacher, projected)
+        noted: dict[str, Tensor] = {}
+        terms = self.objective.terms(embeddings, batch, teacher, projected, noted)
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)
             raise self._non_finite("loss", loss.item(), batch, scores)
-        for name, term in {**terms, f"source/{batch['source']}": loss}.items():
-            total, count = self._since_last_log.get(f"loss_{name}", (0.0, 0))
-            self._since_last_log[f"loss_{name}"] = (total + term.detach(), count + 1)
+        noted |= {f"loss_{name}": term.detach() for name, term in terms.items()}
+        noted[f"loss_source/{batch['source']}"] = loss.detach()
+        for name, value in noted.items():
+            total, count = self._since_last_log.get(name, (0.0, 0))
+            self._since_last_log[name] = (total + value, count + 1)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:

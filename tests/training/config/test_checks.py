@@ -28,7 +28,8 @@ OUT_OF_RANGE = {
     **{key: [0] for key in ("planned_text_tokens", "max_tokens_per_forward", "calibration_texts")},
     **{key: [-1] for key in (f"num_hard_negatives_{kind}" for kind in ("retrieval", "clustering", "classification"))},
     **{key: [-5] for key in ("logging_steps", "dataloader_num_workers", "evaluation_sample")},
-    **{key: [-1.0] for key in ("distillation_weight", "max_grad_norm")},
+    **{key: [-1.0] for key in ("distillation_weight", "score_distillation_weight", "max_grad_norm")},
+    **{"mask_false_negatives": [-1.1, 2.0, math.nan], "teacher_temperature": [0.0]},
 }
 # At the end of its range; every byte and three special tokens make up the smallest vocabulary.
 IN_RANGE = {
@@ -88,6 +89,7 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"builder_options": '{"num_negatives": 1}'}, ["'builder_options'", "without 'builder'"]),
         ({"importance": "x"}, ["'importance'", "without 'prune_to'"]),
         ({"teacher_projection": True}, ["'teacher_projection'", "without 'teacher'"]),
+        ({"teacher": "t", "teacher_temperature": 0.1}, ["'teacher_temperature'", "'score_distillation_weight: 1'"]),
         (NEW, ["'model'", "'model_config'", "exactly one"]),
         ({"model_config": "{}"}, ["'model'", "'model_config'", "exactly one"]),
         (NEW | {"model_config": '{"hiddensize": 2}'}, ["unknown key 'hiddensize'", "did you mean 'hidden_size'?"]),
@@ -137,6 +139,8 @@ def test_liger_kernels(refuses, monkeypatch):
         ({"metric_for_best_model": "loss", "eval_strategy": "steps", "save_strategy": "steps"},
          {"load_best_model_at_end": True}, "load_best_model_at_end: true"),
         ({"distillation_weight": 0.5}, {"teacher": "some/teacher"}, "teacher: MODEL"),
+        ({"teacher_projection": True, "teacher": "t", "distillation_weight": 0.0}, {"distillation_weight": 1.0},
+         "distillation_weight: 1"),
         ({"document_instruction_share": 0.5, "instructions": False}, {"instructions": True}, "instructions: true"),
         ({"matryoshka_min_dim": 8, "matryoshka": False}, {"matryoshka": True}, "matryoshka: true"),
         ({"matryoshka_min_dim": 8, "matryoshka_dimensions": [16]}, {"matryoshka_dimensions": None},

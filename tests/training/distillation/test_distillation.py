@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,12 +20,19 @@ from tests.training.distributed_recipe import save_model
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.recipes import NO_NEW_MODEL, error_of, grow_loss, rewind, state_of, write_single_stage
 from training.config.recipe import load_recipe
-from training.distillation.distillation import Projection, TeacherChoice, inspect_teacher, make_distillation
+from training.distillation.distillation import (
+    Projection,
+    TeacherChoice,
+    inspect_teacher,
+    make_distillation,
+    read_width,
+)
 from training.distillation.teacher import Teacher
 from training.models.model_ref import ModelRef
 from training.run_stage import main
 
 NARROW = {"teacher": "narrow", "teacher_projection": True}
+SCORES = {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +61,8 @@ def train(folder, models, *words, **keys):
     return folder / "run"
 
 
-def losses(run):
-    return [line["loss_distillation"] for line in state_of(run)["log_history"] if "loss_distillation" in line]
+def losses(run, name="loss_distillation"):
+    return [line[name] for line in state_of(run)["log_history"] if name in line]
 
 
 @pytest.mark.parametrize(("teacher", "workers"), [("wide", 0), ("wide", 2), ("foreign", 0)])
@@ -77,6 +86,46 @@ def test_a_whole_cache_needs_no_teacher_and_serves_another_student(
     # Nor does a stage that learns nothing from it, even if there is none.
     keys = {"distillation_weight": 0.0, "teacher_projection": True}
     assert not losses(train(tmp_path / "weightless", models, **keys))
+
+
+def test_scores_teach_from_all_dimensions_of_any_teacher(tmp_path, models):
+    few = {**SCORES, "distillation_weight": 0.0, "max_steps": 2, "prepared_dir": str(tmp_path / "prepared")}
+    for teacher in ("narrow", "foreign"):
+        online = train(tmp_path / teacher, models, teacher=teacher, **few)
+        cached = train(tmp_path / f"{teacher} cached", models, teacher=teacher, teacher_cache_dir="CACHE", **few)
+        for name in ("loss_score_distillation", "masked_candidates"):
+            assert len(losses(online, name)) == 2 and losses(online, name)[0] > 0
+            assert losses(cached, name) == pytest.approx(losses(online, name), rel=1e-3)
+        assert not losses(online) and not (online / "projection.safetensors").exists()
+    # A wider one is read whole.
+    stages = load_recipe(write(tmp_path, models, **few)).stages
+    assert read_width(stages[0].arguments, 32, 48) == 48
+
+
+def test_without_a_teacher_the_scores_of_the_data_teach(tmp_path, models, capsys):
+    keys = {"teacher": None, "score_distillation_weight": 1.0, "teacher_temperature": 0.5, "max_steps": 2}
+    assert "add columns 'passage_score'" in error_of([write(tmp_path, models, **keys)], capsys)
+    data = shutil.copytree(models / "data", tmp_path / "scored")
+    for path in data.glob("*.parquet"):
+        table = pq.read_table(path)
+        for name in [name for name in table.column_names if name.startswith(("passage", "negative"))]:
+            table = table.append_column(f"{name}_score", pa.array([float(len(name))] * len(table)))
+        pq.write_table(table, path)
+    keys |= {"manifest": str(data / "manifest.yaml"), "prepared_dir": str(tmp_path / "prepared")}
+    whole = train(tmp_path / "whole", models, **keys)
+    chunked = train(tmp_path / "chunked", models, **keys, max_tokens_per_forward=64)
+    found = losses(whole, "loss_score_distillation")
+    assert len(found) == 2 and min(found) > 0
+    assert losses(chunked, "loss_score_distillation") == pytest.approx(found, rel=1e-4)
+
+
+def test_a_teacher_may_only_find_false_negatives(tmp_path, models):
+    keys = {"distillation_weight": 0.0, "mask_false_negatives": 0.0, "max_steps": 2}
+    guided = train(tmp_path / "guided", models, **keys)
+    assert not losses(guided) and not losses(guided, "loss_score_distillation")
+    alone = train(tmp_path / "alone", models, teacher=None, **keys)
+    masked = [losses(run, "masked_candidates") for run in (guided, alone)]
+    assert len(masked[0]) == len(masked[1]) == 2 and masked[0] != masked[1]
 
 
 def test_embeddings_of_another_precision_are_others(tmp_path, models):
@@ -122,12 +171,12 @@ def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, ca
     assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
-@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE"}, 2)])
+@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE", **SCORES}, 2)])
 def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys, workers):
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
         # The cache may move.
-        keys = {"teacher_cache_dir": str(shutil.move(tmp_path / "whole/cache", tmp_path / "elsewhere"))}
+        keys = {**keys, "teacher_cache_dir": str(shutil.move(tmp_path / "whole/cache", tmp_path / "elsewhere"))}
     # In the middle of the first and of the second epoch.
     for step in (4, 8):
         folder = tmp_path / f"resumed{step}"

@@ -235,6 +235,21 @@ def test_all_positives_of_a_row_are_trained_in_turn_and_none_is_a_negative_of_it
         assert all(set(own[start : start + len(there)]) == there for start in range(6 - len(there)))
 
 
+def test_scores_of_the_data_follow_the_documents_that_are_drawn():
+    rows = np.array([[0, 2, 10, 5, 3, 4], [1, 6, 12, -1, 7, -1], [9, 13, 10, 11, 6, -1]])
+    # Of the last row's passage, none is known.
+    scores = np.where(rows[:, 1:] == 13, np.nan, rows[:, 1:] / 8).astype(np.float32)
+    collator = PackedCollator([SeveralPositives()], {"retrieval": 2}, seed=3)
+    for epoch in range(3):
+        keys = [RowKey(epoch, 0, number) for number in range(3)]
+        batch = collator([Row(*each) for each in zip(keys, rows, scores, strict=True)])
+        texts = np.array([text for (text,) in texts_of(batch)], dtype=np.float32)
+        drawn = torch.cat([batch["positive"][:, None], batch["negatives"]], dim=1).numpy()
+        wanted = np.where((drawn < 0) | (texts[drawn] == 13), np.nan, texts[drawn] / 8)
+        assert (drawn < 0).any()
+        np.testing.assert_array_equal(batch["candidate_scores"], wanted)
+
+
 @pytest.mark.parametrize("max_tokens", [None, 60])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("row_count", [1, 17])

@@ -67,7 +67,7 @@ def sharded(tmp_path_factory, models):
 def losses(stage):
     """What was logged of each step and each validation, times left out."""
     return [
-        {key: value for key, value in line.items() if "loss" in key or "source" in key or key == "grad_norm"}
+        {key: value for key, value in line.items() if "loss" in key or key in ("grad_norm", "masked_candidates")}
         for line in state_of(stage)["log_history"]
     ]
 

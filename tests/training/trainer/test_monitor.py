@@ -33,6 +33,8 @@ def test_lines(monkeypatch):
         "step    25/1,000  loss   3.2500  in-batch   2.0000  hard   1.2500  distillation        –  lr 4.00e-03  "
         "grad     2.5     12,346 tokens/s    1.50 GiB  0:12:34 left"
     )
+    masked = step_line({**LOGS, "masked_candidates": 0.0425}, ["hard"], state(25), 12345.6, 754.4)
+    assert "hard   1.2500  masked  4.25%  lr" in masked
     # Whatever the numbers are, the columns stay where they are.
     terms = ["in_batch", "hard", "distillation"]
     other = step_line({"loss": 123.4, "learning_rate": 0.0}, terms, state(1000), math.nan, 0)

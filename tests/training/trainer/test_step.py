@@ -21,9 +21,9 @@ BUDGETS = [None, 200, 60, 1]
 OBJECTIVES = {
     "plain": Objective(),
     "matryoshka": Objective(dims=[32, 16, 8]),
-    "distillation": Objective(dims=[32, 16, 8], distillation_weight=0.3),
+    "distillation": Objective(dims=[32, 16, 8], distillation_weight=0.3, score_distillation_weight=2.0),
     "published": Objective(dims=[32, 16, 8], gather_gradients=False),
-    "masked": Objective(0.1, mask_duplicates=True),
+    "masked": Objective(0.1, mask_duplicates=True, mask_false_negatives=0.0),
 }
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from modeling_f2llm import F2LLMModel
 from modeling_f2llm.losses import in_batch_loss
 from training.config.arguments import StageArguments
-from training.distillation.distillation import Distillation
+from training.distillation.distillation import Distillation, read_width
 from training.distillation.teacher import Teacher
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
@@ -136,20 +136,24 @@ def new_model(config, seed, width=32):
         return F2LLMModel(config)
 
 
-@pytest.mark.parametrize(("logging_steps", "max_tokens_per_forward"), [(1, None), (4, 150)])
+SCORES = {"score_distillation_weight": 2.0, "teacher_temperature": 0.1, "mask_false_negatives": 0.02}
+
+
+@pytest.mark.parametrize(("logging_steps", "max_tokens", "more"), [(1, None, {}), (4, 150, {}), (4, 150, SCORES)])
 def test_logged_terms_are_those_computed_directly(
-    tmp_path, tiny_config, small_tokenizer, prepared_sources, num_hard_negatives, logging_steps, max_tokens_per_forward
+    tmp_path, tiny_config, small_tokenizer, prepared_sources, num_hard_negatives, logging_steps, max_tokens, more
 ):
     counts = {f"num_hard_negatives_{task_type}": count for task_type, count in num_hard_negatives.items()}
     args = StageArguments(
-        **{"output_dir": str(tmp_path), "model": "of the test", "use_cpu": True, "max_length": 48, **counts},
-        **{"max_tokens_per_forward": max_tokens_per_forward, "global_batch_size": 16, "distillation_weight": 0.5},
+        **{"output_dir": str(tmp_path), "model": "here", "teacher": "here", "use_cpu": True, **counts},
+        **{"max_tokens_per_forward": max_tokens, "max_length": 48, "global_batch_size": 16, "distillation_weight": 0.5},
         learning_rate=0.0,  # the weights stay what they are
-        **{"max_steps": 8, "logging_steps": logging_steps, "logging_first_step": False},
+        **{"max_steps": 8, "logging_steps": logging_steps, "logging_first_step": False, **more},
         **{"save_strategy": "no", "report_to": [], "disable_tqdm": True},
     )
     model, teacher = new_model(tiny_config, 0), Teacher(new_model(tiny_config, 1, width=48))
-    trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, distillation=Distillation(32, teacher))
+    distillation = Distillation(read_width(args, 32, 48), teacher)
+    trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, distillation=distillation)
     trainer.train()
     logged = [line for line in trainer.state.log_history if "loss" in line]
 
@@ -159,11 +163,12 @@ def test_logged_terms_are_those_computed_directly(
     steps = []
     for keys, _ in zip(sampler, range(8), strict=False):
         batch = collator([rows[key] for key in keys])
-        objective = Objective(args.temperature, [32, 16, 8], distillation_weight=0.5)
-        terms = objective.terms(embed_batch(model, batch), batch, teacher.embed(batch))
+        objective, noted = Objective(args.temperature, [32, 16, 8], distillation_weight=0.5, **more), {}
+        terms = objective.terms(embed_batch(model, batch), batch, teacher.embed(batch), noted=noted)
         loss = sum(terms.values()).item()
         named = {f"loss_{name}": term.item() for name, term in terms.items()}
         steps.append({"loss": loss, f"loss_source/{batch['source']}": loss, **named})
+        steps[-1] |= {name: value.item() for name, value in noted.items()}
     assert len(steps) == 8 and len({tuple(sorted(step)) for step in steps}) > 1
     assert len(logged) == 8 // logging_steps
     for number, line in enumerate(logged):
@@ -172,7 +177,8 @@ def test_logged_terms_are_those_computed_directly(
         names = set().union(*window)
         means = {name: [step[name] for step in window if name in step] for name in names}
         wanted = {name: sum(values) / len(values) for name, values in means.items()}
-        assert {name: line[name] for name in line if name.startswith("loss")} == pytest.approx(wanted, rel=1e-4)
+        found = {name: line[name] for name in line if name.startswith(("loss", "masked"))}
+        assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(("each_node", "shared_by"), [(False, (5, 8)), (True, (1, 4))])

@@ -140,6 +140,9 @@ def _fingerprint(source: Source, tokenizer: str, options: PreparationOptions, fo
     chosen = {**asdict(options), "num_hard_negatives": dict(options.num_hard_negatives).get(source.task_type, 0)}
     # Texts are stored beside the tokens or not.
     del chosen["keep_texts"]
+    # Without them, the folders are those of before.
+    if not options.document_scores or source.task_type == "similarity":
+        del chosen["document_scores"]
     if source.instruction is not None or not options.instructions:
         del chosen["query_prompt"], chosen["document_prompt"]
     key = json.dumps([FORMAT, described, chosen]) + tokenizer

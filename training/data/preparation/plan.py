@@ -66,6 +66,7 @@ class PreparationOptions:
     query_prompt: str | None = None  # before queries of sources without an instruction
     document_prompt: str = ""  # before documents of sources without an instruction
     text_forms: bool = False  # store a number for the normal form of each text, for mask_duplicates
+    document_scores: bool = False  # store the scores that rows have of their documents, for score distillation
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
@@ -99,6 +100,7 @@ class PreparationPlan:
     shards: tuple[Shard, ...]
     positives: int = 1  # passage and further positive columns of the file that has most
     has_ids: bool = False  # whether a file has document ids
+    has_document_scores: bool = False  # whether a file has scores that are to be stored
     partitions: int = 1  # of the distinct texts by their hashes, a power of two
     highest_draw: int | None = None  # rows with at most this draw are under the source's cap; None if all rows are
 
@@ -118,9 +120,9 @@ class PreparationPlan:
         return 1 + self.positives + self.negatives
 
     @property
-    def has_scores(self) -> bool:
-        """Whether rows are graded pairs."""
-        return self.source.task_type == "similarity"
+    def scores(self) -> int:
+        """Scores of a row: one of a graded pair, or those of its documents, in the order of its texts; else none."""
+        return 1 if self.source.task_type == "similarity" else (self.width - 1) * self.has_document_scores
 
     @property
     def keeps_forms(self) -> bool:
@@ -144,7 +146,7 @@ class PreparationPlan:
 
 def make_plan(source: Source, folder: Path, options: PreparationOptions) -> PreparationPlan:
     """Divide the work on a source by the footers of its files, which are checked."""
-    files = [PublishedFile(path, task_type=source.task_type) for path in source.files]
+    files = [PublishedFile(path, 0, source.task_type, options.document_scores) for path in source.files]
     shards, row = [], 0
     for number, file in enumerate(files):
         start = rows = row_of_file = 0
@@ -158,7 +160,8 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     for file in files:
         file.require(required)
     positives, has_ids = max(len(file.positives) for file in files), any(file.ids for file in files)
-    plan = PreparationPlan(source, options, folder, negatives, required, tuple(shards), positives, has_ids)
+    has_scores = any(file.scores for file in files)
+    plan = PreparationPlan(source, options, folder, negatives, required, tuple(shards), positives, has_ids, has_scores)
     wanted = -(-plan.cells // _PARTITION_CELLS)
     partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
     highest_draw = None

@@ -41,7 +41,8 @@ _RUN_SCHEMA = pa.schema({"hash": pa.uint64(), "text": pa.large_string()})
 def read_shard(plan: PreparationPlan, number: int) -> None:
     """Read a shard and write the hashes of its rows, its distinct texts and its bad rows."""
     shard = plan.shards[number]
-    file = PublishedFile(plan.source.files[shard.file], task_type=plan.source.task_type)
+    source = plan.source
+    file = PublishedFile(source.files[shard.file], 0, source.task_type, plan.options.document_scores)
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
@@ -71,8 +72,8 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
             same += int(query_is_passage(batch).sum())
             rows, found = _hash_batch(plan, batch, file)
             rows_file.write(rows.astype("<u8").tobytes())
-            if plan.has_scores:
-                scores_file.write(scores_of(batch).astype("<f4").tobytes())
+            if plan.scores:
+                scores_file.write(_scores(plan, batch, file).astype("<f4").tobytes())
             if file.ids:
                 ids_file.write(_hash_ids(plan, batch, file, rows).astype("<u8").tobytes())
             # An instruction in a query does not change its draw.
@@ -115,6 +116,17 @@ def _places(plan: PreparationPlan, file: PublishedFile) -> dict[str, int]:
     places = {name: 2 + number for number, name in enumerate(file.negatives)}
     places |= {name: further + number for number, name in enumerate(file.positives[1:])}
     return {"query": 0, "passage": 1, **places}
+
+
+def _scores(plan: PreparationPlan, batch: pa.RecordBatch, file: PublishedFile) -> np.ndarray:
+    """Return the score of each row, or the ``(rows, width - 1)`` of its documents, NaN where one is not known."""
+    if plan.source.task_type == "similarity":
+        return scores_of(batch)
+    places, scores = _places(plan, file), np.full((len(batch), plan.scores), np.nan, dtype=np.float32)
+    for name in file.scores:
+        scores[:, places[name.removesuffix("_score")] - 1] = scores_of(batch, name)
+    scores[~np.isfinite(scores)] = np.nan
+    return scores
 
 
 def _hash_ids(plan: PreparationPlan, batch: pa.RecordBatch, file: PublishedFile, rows: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def choose_validation(plan: PreparationPlan, _: int = 0) -> None:
     by ascending draw; one with more rows than are still wanted is skipped. In a source of more than a million rows, a
     thousandth of the number may be missing: memory depends on the share rather than on the rows.
     """
-    if plan.has_scores:
+    if plan.source.task_type == "similarity":
         _check_scores(plan)
     shards, share = plan.files("draws"), plan.options.validation_share
     rows = sum(path.stat().st_size for path in shards) // 8
@@ -167,8 +167,8 @@ def place_shard(plan: PreparationPlan, number: int) -> None:
             positions, aside = positions.reshape(-1, width), np.isin(draws, held_out)
             train.write(positions[~aside].tobytes())
             validation.write(positions[aside].tobytes())
-            if plan.has_scores:
-                scores = np.fromfile(scores_file, dtype="<f4", count=len(draws))
+            if plan.scores:
+                scores = np.fromfile(scores_file, dtype="<f4", count=len(draws) * plan.scores).reshape(len(draws), -1)
                 for file, chosen in zip(scored, (~aside, aside), strict=True):
                     file.write(scores[chosen].tobytes())
 
@@ -185,10 +185,12 @@ def assemble(plan: PreparationPlan, folder: Path, fingerprint: str) -> None:
         kept["forms"] = _concatenate(plan.files("documents") or plan.files("forms"), folder / FORMS) // 8
     if plan.has_ids:
         kept["document_ids"] = True
+    if plan.has_document_scores:
+        kept["document_scores"] = True
     if plan.positives > 1:
         kept["positives"] = plan.positives
     rows = {split: _concatenate(plan.files(split), folder / name) // (4 * width) for split, name in SPLITS.items()}
-    for split, name in SCORES.items() if plan.has_scores else ():
+    for split, name in SCORES.items() if plan.scores else ():
         _concatenate(plan.files(f"{split}_scores"), folder / name)
     for path in sorted(folder.iterdir()):
         write_checksums(path)

@@ -90,6 +90,29 @@ def test_texts_of_one_document_share_a_number(write_columns, run, small_tokenize
     assert {group for group in groups if len(group) > 1} == {frozenset({"one", "One!", "uno", "eins"}), frozenset("yw")}
 
 
+def test_scores_of_documents_are_kept_if_they_are_asked_for(write_columns, run, decode, refuses):
+    rows = range(20)
+    columns = {"query": [f"q {row}" for row in rows]}
+    for name in ("passage", "positive_2", "negative_1", "negative_2"):
+        columns[name] = [None if row == 3 and name == "positive_2" else f"{name} {row}" for row in rows]
+    scores = {"negative_1_score": [row / 8 for row in rows], "passage_score": [*rows]}
+    scores["positive_2_score"] = [None, np.inf, np.nan, *(row / 4 for row in rows)][:20]
+    few = {"validation_share": 0.25, "instructions": False}
+    prepared = run(write_columns({**columns, **scores}), **few, document_scores=True)
+    plain = run(write_columns({**columns, **scores}), **few)
+    assert prepared.has_document_scores and not plain.has_document_scores and not plain.scores
+    for split, found in prepared.scores.items():
+        assert decode(prepared, split) == decode(plain, split)
+        for (query, *_), row in zip(decode(prepared, split), found, strict=True):
+            number = int(query.removeprefix("q "))
+            further = np.nan if number < 3 else (number - 3) / 4
+            np.testing.assert_array_equal(row, [number, number / 8, np.nan, further])
+    # A source without them has none, and texts are refused.
+    assert not run(write_columns(columns, "none"), document_scores=True).scores
+    with refuses("column 'passage_score' holds string, not numbers"):
+        run(write_columns({**columns, "passage_score": ["a"] * 20}, "text"), document_scores=True)
+
+
 def test_graded_pairs_keep_their_scores(write_columns, run, decode, refuses, caplog):
     rows = range(40)
     columns = {"query": [f"one {row}" for row in rows], "passage": [f"other {row}" for row in rows[:-1]] + ["one 39"]}
