@@ -132,6 +132,8 @@ class StageArguments(LoraArguments, TrainingArguments):
     matryoshka_dimensions: list[int] | None = learnt(None, "Widths trained; powers of two if left out.")
     mask_duplicates: bool = learnt(False, "Exclude rows of the same query or positive from in-batch negatives.")
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
+    spread_weight: float = learnt(0.0, "Factor of a term that spreads unrelated texts of retrieval.", least=0)
+    quantized: str | None = learnt(None, "Factors of terms on quantized vectors, as JSON: int8 and binary.")
 
     learning_rate_by_size: str | None = learnt(
         None, "Rates by most parameters, as JSON, if none is given; lora: times 10."

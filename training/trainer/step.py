@@ -12,16 +12,24 @@ of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from modeling_f2llm.losses import TEMPERATURE, cosent_loss, distillation_loss, hard_negative_loss, in_batch_loss
+from modeling_f2llm.compression import quantize, spread_loss
+from modeling_f2llm.losses import (
+    TEMPERATURE,
+    cosent_loss,
+    distillation_loss,
+    hard_negative_loss,
+    in_batch_loss,
+    matryoshka_weights,
+)
 from training.common.keyed import keyed_bits
 from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import batch_chunks, embed_chunk, gather_rows
@@ -46,6 +54,10 @@ class Objective:
     # Without, positives do not learn from the in-batch term, as in the published training on several GPUs.
     gather_gradients: bool = True
     distillation_weight: float = 1.0
+    # Of retrieval only: elsewhere the queries or passages of two rows may be alike.
+    spread_weight: float = 0.0
+    # Factors of the contrastive terms on quantized embeddings, by precision.
+    quantized: Mapping[str, float] = field(default_factory=dict)
 
     def terms(
         self,
@@ -59,32 +71,46 @@ class Objective:
         ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         """
-        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
-        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
-        negatives, missing = embeddings[batch["negatives"]], batch["negatives"] < 0
-        terms = {}
-        if batch["task_type"] == "retrieval":
-            terms["in_batch"] = in_batch_loss(
-                query,
-                positive if self.gather_gradients else positive.detach(),
-                temperature=self.temperature,
-                dims=self.dims,
-                exclude=_no_negatives(batch, self.mask_duplicates),
-            )
-        if batch["task_type"] == "similarity":
-            terms["similarity"] = cosent_loss(
-                query, positive, batch["scores"], temperature=self.temperature, dims=self.dims
-            )
-        else:
-            terms["hard"] = hard_negative_loss(
-                query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=missing
-            )
+        others = _no_negatives(batch, self.mask_duplicates)
+        terms = self._contrastive(embeddings, embeddings, batch, others, self.dims)
+        for precision, weight in self.quantized.items():
+            terms[precision] = weight * self._quantized(embeddings, batch, others, precision)
+        if self.spread_weight and batch["task_type"] == "retrieval":
+            sides = [spread_loss(embeddings[texts], dims=self.dims, exclude=near) for texts, near in _sides(batch)]
+            terms["spread"] = self.spread_weight * torch.stack(sides).sum()
         if teacher is not None:
-            roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
+            roles = [batch["query"], batch["positive"], batch["negatives"][batch["negatives"] >= 0]]
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
         return terms
+
+    def _contrastive(
+        self, queries: Tensor, documents: Tensor, batch: Mapping[str, Any], others: Tensor | None, dims: Any
+    ) -> dict[str, Tensor]:
+        """Return the contrastive terms of the batch's texts, whose embeddings may differ by their role."""
+        query, positive = queries[batch["query"]], documents[batch["positive"]]
+        keys = {"temperature": self.temperature, "dims": dims}
+        if batch["task_type"] == "similarity":
+            return {"similarity": cosent_loss(query, positive, batch["scores"], **keys)}
+        terms = {}
+        if batch["task_type"] == "retrieval":
+            reached = positive if self.gather_gradients else positive.detach()
+            terms["in_batch"] = in_batch_loss(query, reached, exclude=others, **keys)
+        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
+        negatives, missing = documents[batch["negatives"]], batch["negatives"] < 0
+        terms["hard"] = hard_negative_loss(query, positive, negatives, exclude=missing, **keys)
+        return terms
+
+    def _quantized(self, embeddings: Tensor, batch: Mapping[str, Any], others: Tensor | None, precision: str) -> Tensor:
+        """Return the sum of the contrastive terms, every width quantized by itself, as truncated vectors are."""
+        stored = torch.cat([batch["positive"], batch["negatives"][batch["negatives"] >= 0]])
+        dims = [embeddings.shape[1]] if self.dims is None else self.dims
+        losses = []
+        for dim, weight in zip(dims, matryoshka_weights(dims), strict=True):
+            texts = quantize(embeddings[:, :dim], precision, stored)
+            losses += [weight * term for term in self._contrastive(*texts, batch, others, None).values()]
+        return torch.stack(losses).sum()
 
 
 def _no_negatives(batch: Mapping[str, Any], mask_duplicates: bool) -> Tensor | None:
@@ -101,6 +127,21 @@ def _no_negatives(batch: Mapping[str, Any], mask_duplicates: bool) -> Tensor | N
     for own in batch["own_forms"].unbind(1) if "own_forms" in batch else ():
         same |= own[:, None] == positive
     return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
+
+
+def _sides(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ``(n,)`` distinct queries, then positives, and ``(n, n)`` booleans: pairs that are related.
+
+    Texts are related if rows of theirs are: those share a query or a positive, or one's positive is the other's query
+    or another positive of its row.
+    """
+    related = _no_negatives(batch, mask_duplicates=True)
+    one, other = (related | related.T | torch.eye(len(related), dtype=torch.bool, device=related.device)).nonzero().T
+    for texts in (batch["query"], batch["positive"]):
+        distinct, place = texts.unique(return_inverse=True)
+        near = torch.zeros(len(distinct), len(distinct), dtype=torch.bool, device=texts.device)
+        near[place[one], place[other]] = True
+        yield distinct, near
 
 
 def draws_dropout(model: Any) -> bool:

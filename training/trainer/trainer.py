@@ -61,8 +61,11 @@ class F2LLMTrainer(SavingTrainer):
     ) -> None:
         self.sources = list(sources)
         self.distillation = distillation
-        dims, weight = args.train_dims(model.config.hidden_size), args.distillation_weight
-        self.objective = Objective(args.temperature, dims, args.mask_duplicates, args.gather_gradients, weight)
+        dims = args.train_dims(model.config.hidden_size)
+        self.objective = Objective(
+            *(args.temperature, dims, args.mask_duplicates, args.gather_gradients, args.distillation_weight),
+            *(args.spread_weight, {name: weight for name, weight in args.mapping("quantized").items() if weight}),
+        )
         # Validation measures the contrastive task itself, at full width, as the published training does.
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
@@ -86,6 +89,8 @@ class F2LLMTrainer(SavingTrainer):
         self.interruption = Interruption(self.accelerator)
         kinds = {source.task_type for source in self.sources}
         terms = {"in_batch": "retrieval" in kinds, "hard": kinds != {"similarity"}, "similarity": "similarity" in kinds}
+        terms |= dict.fromkeys(self.objective.quantized, True)
+        terms["spread"] = args.spread_weight > 0 and "retrieval" in kinds
         terms["distillation"] = distillation is not None
         self.console = Console([term for term, there in terms.items() if there])
         self.projection = None if distillation is None else distillation.projection

@@ -61,7 +61,7 @@ def test_value_at_the_end_of_its_range(key, value):
 
 
 @pytest.mark.parametrize("value", ["{", "hidden_size: 64", "[64]", "64", '"x"'])
-@pytest.mark.parametrize("key", ["model_config", "builder_options", "source_caps", "prune_to"])
+@pytest.mark.parametrize("key", ["model_config", "builder_options", "source_caps", "prune_to", "quantized"])
 def test_text_that_is_no_mapping(refuses, key, value):
     with refuses(repr(key)):
         stage(builder="gettext", **{"model": None if key == "model_config" else "m", key: value})
@@ -88,6 +88,13 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"builder_options": '{"num_negatives": 1}'}, ["'builder_options'", "without 'builder'"]),
         ({"importance": "x"}, ["'importance'", "without 'prune_to'"]),
         ({"teacher_projection": True}, ["'teacher_projection'", "without 'teacher'"]),
+        ({"quantized": '{"int4": 1}'}, ["unknown key 'int4'", "key 'quantized'", "int8"]),
+        *(
+            ({"quantized": f'{{"int8": {bad}}}'}, ["'quantized'", "'int8'", "from 0 on"])
+            for bad in ("-1", '"1"', "true")
+        ),
+        ({"quantized": '{"binary": Infinity}'}, ["'quantized'", "'binary'", "from 0 on"]),
+        ({"spread_weight": -0.1}, ["'spread_weight'", "at least 0"]),
         (NEW, ["'model'", "'model_config'", "exactly one"]),
         ({"model_config": "{}"}, ["'model'", "'model_config'", "exactly one"]),
         (NEW | {"model_config": '{"hiddensize": 2}'}, ["unknown key 'hiddensize'", "did you mean 'hidden_size'?"]),

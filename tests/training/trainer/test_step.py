@@ -24,6 +24,7 @@ OBJECTIVES = {
     "distillation": Objective(dims=[32, 16, 8], distillation_weight=0.3),
     "published": Objective(dims=[32, 16, 8], gather_gradients=False),
     "masked": Objective(0.1, mask_duplicates=True),
+    "compressed": Objective(0.5, [32, 16, 8], spread_weight=0.3, quantized={"int8": 0.5, "binary": 0.2}),
 }
 
 
@@ -70,8 +71,8 @@ def at_once(model, loss_of):
     return loss.detach(), embeddings.grad, gradients(model)
 
 
-def assert_equal(value, wanted, name=""):
-    assert (value - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max()), name
+def assert_equal(value, wanted, name="", tolerance=1e-5):
+    assert (value - wanted).abs().max() <= tolerance * max(1.0, wanted.abs().max()), name
 
 
 @pytest.fixture
@@ -97,8 +98,10 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     loss, lengths = step.run(batch, loss_of)
     # All chunks but the last are encoded twice.
     assert len(passes) == 2 * len(batch["chunk_lengths"]) - 1
-    assert_equal(loss, wanted_loss)
-    assert_equal(lengths, wanted_gradient.norm(dim=1))
+    # A value at the edge of an int8 step may be rounded to either side.
+    tolerance = 1e-3 if objective == "compressed" else 1e-5
+    assert_equal(loss, wanted_loss, tolerance=tolerance)
+    assert_equal(lengths, wanted_gradient.norm(dim=1), tolerance=tolerance)
     # Without gradient, the embeddings are the same.
     wanted_embeddings = embed_batch(tiny_model, batch_of())
     assert_equal(embed_batch(tiny_model, batch, width=8), wanted_embeddings[:, :8])
@@ -106,7 +109,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     step.run(batch, loss_of)
     found = gradients(tiny_model)
     for name, weights in wanted.items():
-        assert_equal(found[name], 2 * weights, name)
+        assert_equal(found[name], 2 * weights, name, tolerance)
 
 
 def test_missing_negatives_are_in_no_term():
@@ -117,7 +120,8 @@ def test_missing_negatives_are_in_no_term():
     whole["negatives"][whole["negatives"] == TEXTS - 1] = 0
     whole["query"] = whole["query"].clamp_max(TEXTS - 2)
     few = {**whole, "negatives": torch.cat([whole["negatives"], torch.full((ROWS, 1), -1)], dim=1)}
-    terms = [Objective().terms(embeddings, batch, teacher) for batch in (whole, few)]
+    objective = Objective(quantized={"int8": 1, "binary": 1})
+    terms = [objective.terms(embeddings, batch, teacher) for batch in (whole, few)]
     for name, value in terms[0].items():
         torch.testing.assert_close(terms[1][name], value)
     (gradient,) = torch.autograd.grad(sum(terms[1].values()), embeddings)
