@@ -71,45 +71,54 @@ class Objective:
         ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         """
-        others = _no_negatives(batch, self.mask_duplicates)
-        terms = self._contrastive(embeddings, embeddings, batch, others, self.dims)
+        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
+        missing, others = batch["negatives"] < 0, _no_negatives(batch, self.mask_duplicates)
+        terms = self._contrastive(embeddings, embeddings, batch, self.dims, others, missing)
         for precision, weight in self.quantized.items():
-            terms[precision] = weight * self._quantized(embeddings, batch, others, precision)
+            terms[precision] = weight * self._quantized(precision, embeddings, batch, others, missing)
         if self.spread_weight and batch["task_type"] == "retrieval":
             sides = [spread_loss(embeddings[texts], dims=self.dims, exclude=near) for texts, near in _sides(batch)]
             terms["spread"] = self.spread_weight * torch.stack(sides).sum()
         if teacher is not None:
-            roles = [batch["query"], batch["positive"], batch["negatives"][batch["negatives"] >= 0]]
+            roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
             student = embeddings if projected is None else projected
             losses = [distillation_loss(student[texts], teacher[texts]) for texts in roles]
             terms["distillation"] = self.distillation_weight * torch.stack(losses).sum()
         return terms
 
     def _contrastive(
-        self, queries: Tensor, documents: Tensor, batch: Mapping[str, Any], others: Tensor | None, dims: Any
+        self,
+        queries: Tensor,
+        documents: Tensor,
+        batch: Mapping[str, Any],
+        dims: Sequence[int] | None,
+        others: Tensor | None,
+        left_out: Tensor,
     ) -> dict[str, Tensor]:
-        """Return the contrastive terms of the batch's texts, whose embeddings may differ by their role."""
+        """Return the contrastive terms of texts whose ``(n, d)`` embeddings may differ by their role.
+
+        ``others``, ``(b, b)``, and ``left_out``, ``(b, k)``, say which positives and hard ones are no negatives.
+        """
         query, positive = queries[batch["query"]], documents[batch["positive"]]
-        keys = {"temperature": self.temperature, "dims": dims}
+        keys, terms = {"temperature": self.temperature, "dims": dims}, {}
         if batch["task_type"] == "similarity":
             return {"similarity": cosent_loss(query, positive, batch["scores"], **keys)}
-        terms = {}
         if batch["task_type"] == "retrieval":
             reached = positive if self.gather_gradients else positive.detach()
             terms["in_batch"] = in_batch_loss(query, reached, exclude=others, **keys)
-        # A missing negative, -1, takes some text's embedding, which the loss leaves out.
-        negatives, missing = documents[batch["negatives"]], batch["negatives"] < 0
-        terms["hard"] = hard_negative_loss(query, positive, negatives, exclude=missing, **keys)
+        negatives = documents[batch["negatives"]]
+        terms["hard"] = hard_negative_loss(query, positive, negatives, exclude=left_out, **keys)
         return terms
 
-    def _quantized(self, embeddings: Tensor, batch: Mapping[str, Any], others: Tensor | None, precision: str) -> Tensor:
+    def _quantized(
+        self, precision: str, embeddings: Tensor, batch: Mapping[str, Any], others: Tensor | None, left_out: Tensor
+    ) -> Tensor:
         """Return the sum of the contrastive terms, every width quantized by itself, as truncated vectors are."""
         stored = torch.cat([batch["positive"], batch["negatives"][batch["negatives"] >= 0]])
-        dims = [embeddings.shape[1]] if self.dims is None else self.dims
-        losses = []
+        dims, losses = [embeddings.shape[1]] if self.dims is None else self.dims, []
         for dim, weight in zip(dims, matryoshka_weights(dims), strict=True):
             texts = quantize(embeddings[:, :dim], precision, stored)
-            losses += [weight * term for term in self._contrastive(*texts, batch, others, None).values()]
+            losses += [weight * term for term in self._contrastive(*texts, batch, None, others, left_out).values()]
         return torch.stack(losses).sum()
 
 
