@@ -18,6 +18,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "mixed": {},
     "graded": {"manifest": "GRADED", "min_hard_negatives": 0, "mask_false_negatives": 0.0},
     "published": {"gather_gradients": False, "mask_duplicates": True},
+    # Not int8: a value at the edge of a step may be rounded to either side.
+    "compressed": {"spread_weight": 0.5, "quantized": '{"binary": 0.5}'},
     "distillation": {"teacher": "TEACHER"},
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"}
     | {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0},

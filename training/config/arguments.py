@@ -135,6 +135,8 @@ class StageArguments(LoraArguments, TrainingArguments):
         None, "Leave out negatives whose cosine exceeds the positive's by more than this.", least=-1, most=1
     )
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
+    spread_weight: float = learnt(0.0, "Factor of a term that spreads unrelated texts of retrieval.", least=0)
+    quantized: str | None = learnt(None, "Factors of terms on quantized vectors, as JSON: int8 and binary.")
 
     learning_rate_by_size: str | None = learnt(
         None, "Rates by most parameters, as JSON, if none is given; lora: times 10."

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.utils import is_liger_kernel_available
 
+from modeling_f2llm.compression import PRECISIONS
 from modeling_f2llm.configuration_f2llm import FAMILY, F2LLMConfig
 from training.common.errors import UserError
 from training.common.executor import read_executor
@@ -45,6 +46,7 @@ _MAPPINGS = (
     "source_caps",
     "learning_rate_by_size",
     "prune_to",
+    "quantized",
     "activation_checkpointing_kwargs",
 )
 
@@ -83,7 +85,10 @@ def _check_names(args: Any) -> None:
     """Refuse unknown names in mappings, and mappings, templates and addresses that cannot be read."""
     # Those whose names are checked elsewhere must at least be mappings.
     mappings = {name: args.mapping(name) for name in _MAPPINGS}
-    for name, known in (("model_config", _MODEL_FIELDS), ("activation_checkpointing_kwargs", _CHECKPOINT_OPTIONS)):
+    for name, known in (
+        *(("model_config", _MODEL_FIELDS), ("activation_checkpointing_kwargs", _CHECKPOINT_OPTIONS)),
+        ("quantized", PRECISIONS),
+    ):
         for each in mappings[name].keys() - {*known}:
             raise unknown_key(f"key {name!r}", each, known)
     if args.model_family is not None and args.model_family.lower() not in FAMILY:
@@ -99,6 +104,9 @@ def _check_names(args: Any) -> None:
             fits = False
         if not fits:
             raise UserError(f"key 'learning_rate_by_size' maps numbers of parameters to rates, got {size!r}: {rate!r}")
+    for precision, weight in mappings["quantized"].items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+            raise UserError(f"key 'quantized': the factor of {precision!r} must be a number from 0 on, got {weight!r}")
     # Checks the two templates.
     _ = args.text_format
     read_executor(args.executor)

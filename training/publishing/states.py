@@ -32,7 +32,7 @@ WITHHELD_KEYS = PATHS | MACHINE | frozenset(REFUSED)
 # Vocabulary files of a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
 # Keys whose value is a mapping, which a command line gives as JSON.
-_MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to")
+_MAPPINGS = ("builder_options", "source_caps", "model_config", "prune_to", "quantized")
 # Keys of configurations that say where a model was loaded from.
 _ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "cache_dir", "_commit_hash")
 _SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)

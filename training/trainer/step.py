@@ -12,15 +12,16 @@ of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from modeling_f2llm.compression import quantize, spread_loss
 from modeling_f2llm.losses import (
     TEMPERATURE,
     cosent_loss,
@@ -29,6 +30,7 @@ from modeling_f2llm.losses import (
     false_negatives,
     hard_negative_loss,
     in_batch_loss,
+    matryoshka_weights,
     score_distillation_loss,
 )
 from training.common.keyed import keyed_bits
@@ -62,6 +64,10 @@ class Objective:
     # alike, whatever the task. Without a teacher, learn the scores that the data has of a row's own candidates.
     score_distillation_weight: float = 0.0
     teacher_temperature: float = TEMPERATURE
+    # Of retrieval only: elsewhere the queries or passages of two rows may be alike.
+    spread_weight: float = 0.0
+    # Factors of the contrastive terms on quantized embeddings, by precision.
+    quantized: Mapping[str, float] = field(default_factory=dict)
 
     def terms(
         self,
@@ -77,32 +83,20 @@ class Objective:
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
         ``noted`` takes what is no loss: ``masked_candidates``, the share that ``mask_false_negatives`` leaves out.
         """
-        query, positive = embeddings[batch["query"]], embeddings[batch["positive"]]
         # A missing negative, -1, takes some text's embedding, which the loss leaves out.
-        negatives, missing = embeddings[batch["negatives"]], batch["negatives"] < 0
-        terms, left_out, is_retrieval = {}, missing, batch["task_type"] == "retrieval"
-        others = _no_negatives(batch, self.mask_duplicates) if is_retrieval else None
+        missing = left_out = batch["negatives"] < 0
+        others = _no_negatives(batch, self.mask_duplicates)
         if self.mask_false_negatives is not None and batch["task_type"] != "similarity":
             judge = embeddings.detach() if teacher is None else teacher
             others, left_out, share = _with_false_negatives(batch, judge, others, missing, self.mask_false_negatives)
             if noted is not None:
                 noted["masked_candidates"] = share
-        if is_retrieval:
-            terms["in_batch"] = in_batch_loss(
-                query,
-                positive if self.gather_gradients else positive.detach(),
-                temperature=self.temperature,
-                dims=self.dims,
-                exclude=others,
-            )
-        if batch["task_type"] == "similarity":
-            terms["similarity"] = cosent_loss(
-                query, positive, batch["scores"], temperature=self.temperature, dims=self.dims
-            )
-        else:
-            terms["hard"] = hard_negative_loss(
-                query, positive, negatives, temperature=self.temperature, dims=self.dims, exclude=left_out
-            )
+        terms = self._contrastive(embeddings, embeddings, batch, self.dims, others, left_out)
+        for precision, weight in self.quantized.items():
+            terms[precision] = weight * self._quantized(precision, embeddings, batch, others, left_out)
+        if self.spread_weight and batch["task_type"] == "retrieval":
+            sides = [spread_loss(embeddings[texts], dims=self.dims, exclude=near) for texts, near in _sides(batch)]
+            terms["spread"] = self.spread_weight * torch.stack(sides).sum()
         if teacher is not None and self.distillation_weight:
             roles = [batch["query"], batch["positive"], batch["negatives"][~missing]]
             student = embeddings if projected is None else projected
@@ -112,6 +106,41 @@ class Objective:
             term = self._score_distillation(embeddings, batch, teacher)
             terms["score_distillation"] = self.score_distillation_weight * term
         return terms
+
+    def _contrastive(
+        self,
+        queries: Tensor,
+        documents: Tensor,
+        batch: Mapping[str, Any],
+        dims: Sequence[int] | None,
+        others: Tensor | None,
+        left_out: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the contrastive terms of texts whose ``(n, d)`` embeddings may differ by their role.
+
+        ``others``, ``(b, b)``, and ``left_out``, ``(b, k)``, say which positives and hard ones are no negatives.
+        """
+        query, positive = queries[batch["query"]], documents[batch["positive"]]
+        keys, terms = {"temperature": self.temperature, "dims": dims}, {}
+        if batch["task_type"] == "similarity":
+            return {"similarity": cosent_loss(query, positive, batch["scores"], **keys)}
+        if batch["task_type"] == "retrieval":
+            reached = positive if self.gather_gradients else positive.detach()
+            terms["in_batch"] = in_batch_loss(query, reached, exclude=others, **keys)
+        negatives = documents[batch["negatives"]]
+        terms["hard"] = hard_negative_loss(query, positive, negatives, exclude=left_out, **keys)
+        return terms
+
+    def _quantized(
+        self, precision: str, embeddings: Tensor, batch: Mapping[str, Any], others: Tensor | None, left_out: Tensor
+    ) -> Tensor:
+        """Return the sum of the contrastive terms, every width quantized by itself, as truncated vectors are."""
+        stored = torch.cat([batch["positive"], batch["negatives"][batch["negatives"] >= 0]])
+        dims, losses = [embeddings.shape[1]] if self.dims is None else self.dims, []
+        for dim, weight in zip(dims, matryoshka_weights(dims), strict=True):
+            texts = quantize(embeddings[:, :dim], precision, stored)
+            losses += [weight * term for term in self._contrastive(*texts, batch, None, others, left_out).values()]
+        return torch.stack(losses).sum()
 
     def _score_distillation(self, embeddings: Tensor, batch: Mapping[str, Any], teacher: Tensor | None) -> Tensor:
         query, own = batch["query"], torch.cat([batch["positive"][:, None], batch["negatives"]], dim=1)
@@ -166,6 +195,21 @@ def _no_negatives(batch: Mapping[str, Any], mask_duplicates: bool) -> Tensor | N
     for own in batch["own_forms"].unbind(1) if "own_forms" in batch else ():
         same |= own[:, None] == positive
     return same & ~torch.eye(len(query), dtype=torch.bool, device=query.device)
+
+
+def _sides(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ``(n,)`` distinct queries, then positives, and ``(n, n)`` booleans: pairs that are related.
+
+    Texts are related if rows of theirs are: those share a query or a positive, or one's positive is the other's query
+    or another positive of its row.
+    """
+    related = _no_negatives(batch, mask_duplicates=True)
+    one, other = (related | related.T | torch.eye(len(related), dtype=torch.bool, device=related.device)).nonzero().T
+    for texts in (batch["query"], batch["positive"]):
+        distinct, place = texts.unique(return_inverse=True)
+        near = torch.zeros(len(distinct), len(distinct), dtype=torch.bool, device=texts.device)
+        near[place[one], place[other]] = True
+        yield distinct, near
 
 
 def draws_dropout(model: Any) -> bool:

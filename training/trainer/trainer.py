@@ -62,8 +62,9 @@ class F2LLMTrainer(SavingTrainer):
         self.sources = list(sources)
         self.distillation = distillation
         dims = args.train_dims(model.config.hidden_size)
-        named = ("mask_duplicates", "gather_gradients", "mask_false_negatives")
+        named = ("mask_duplicates", "gather_gradients", "mask_false_negatives", "spread_weight")
         keys = {name: getattr(args, name) for name in (*named, "distillation_weight", "score_distillation_weight")}
+        keys["quantized"] = {name: weight for name, weight in args.mapping("quantized").items() if weight}
         keys["teacher_temperature"] = args.teacher_temperature or (1.0 if distillation is None else args.temperature)
         self.objective = Objective(args.temperature, dims, **keys)
         # Validation measures the contrastive task itself, at full width, as the published training does.
@@ -89,6 +90,8 @@ class F2LLMTrainer(SavingTrainer):
         self.interruption = Interruption(self.accelerator)
         kinds = {source.task_type for source in self.sources}
         terms = {"in_batch": "retrieval" in kinds, "hard": kinds != {"similarity"}, "similarity": "similarity" in kinds}
+        terms |= dict.fromkeys(self.objective.quantized, True)
+        terms["spread"] = args.spread_weight > 0 and "retrieval" in kinds
         terms["distillation"] = distillation is not None and args.distillation_weight > 0
         terms["score_distillation"] = args.score_distillation_weight > 0
         self.console = Console([term for term, there in terms.items() if there])

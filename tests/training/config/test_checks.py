@@ -90,6 +90,13 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"importance": "x"}, ["'importance'", "without 'prune_to'"]),
         ({"teacher_projection": True}, ["'teacher_projection'", "without 'teacher'"]),
         ({"teacher": "t", "teacher_temperature": 0.1}, ["'teacher_temperature'", "'score_distillation_weight: 1'"]),
+        ({"quantized": '{"int4": 1}'}, ["unknown key 'int4'", "key 'quantized'", "int8"]),
+        *(
+            ({"quantized": f'{{"int8": {bad}}}'}, ["'quantized'", "'int8'", "from 0 on"])
+            for bad in ("-1", '"1"', "true")
+        ),
+        ({"quantized": '{"binary": Infinity}'}, ["'quantized'", "'binary'", "from 0 on"]),
+        ({"spread_weight": -0.1}, ["'spread_weight'", "at least 0"]),
         (NEW, ["'model'", "'model_config'", "exactly one"]),
         ({"model_config": "{}"}, ["'model'", "'model_config'", "exactly one"]),
         (NEW | {"model_config": '{"hiddensize": 2}'}, ["unknown key 'hiddensize'", "did you mean 'hidden_size'?"]),

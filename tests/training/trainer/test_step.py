@@ -24,6 +24,7 @@ OBJECTIVES = {
     "distillation": Objective(dims=[32, 16, 8], distillation_weight=0.3, score_distillation_weight=2.0),
     "published": Objective(dims=[32, 16, 8], gather_gradients=False),
     "masked": Objective(0.1, mask_duplicates=True, mask_false_negatives=0.0),
+    "compressed": Objective(0.5, [32, 16, 8], spread_weight=0.3, quantized={"int8": 0.5, "binary": 0.2}),
 }
 
 

@@ -6,15 +6,18 @@ from contextlib import nullcontext
 from copy import deepcopy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from modeling_f2llm import F2LLMModel
-from modeling_f2llm.losses import in_batch_loss
+from modeling_f2llm.compression import spread_loss
+from modeling_f2llm.losses import in_batch_loss, matryoshka_weights
 from training.config.arguments import StageArguments
 from training.distillation.distillation import Distillation, read_width
 from training.distillation.teacher import Teacher
+from training.evaluation.encoding import calibrate, quantized, unit_length
 from training.models.encoding import embed_batch
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows
 from training.trainer.step import Objective
@@ -125,6 +128,53 @@ def test_rows_without_negatives_have_no_hard_loss(embeddings, teacher):
     assert teacher.grad is None and embeddings.grad.isfinite().all() and embeddings.grad.any()
 
 
+@pytest.mark.parametrize("task_type", ["retrieval", "classification", "similarity"])
+@pytest.mark.parametrize("dims", [None, DIMS])
+def test_terms_on_quantized_embeddings_are_those_of_what_an_index_holds(embeddings, task_type, dims):
+    batch = batch_of(task_type) | {"scores": torch.tensor([1.0, 3.0, 2.0])}
+    terms = Objective(dims=dims, quantized={"int8": 0.5, "binary": 2.0}).terms(embeddings, batch)
+    plain = Objective(dims=dims).terms(embeddings, batch)
+    assert list(terms) == [*plain, "int8", "binary"] and all(terms[name] == plain[name] for name in plain)
+    documents = batch["positive"].tolist() + batch["negatives"].flatten().tolist()
+    wanted, widths = {"int8": 0.0, "binary": 0.0}, dims or [WIDTH]
+    for precision, factor in (("int8", 0.5), ("binary", 2.0)):
+        for width, weight in zip(widths, matryoshka_weights(widths), strict=True):
+            asked = unit_length(embeddings[:, :width].detach().numpy())
+            stored = quantized(asked, precision, calibrate(asked[documents]))
+            asked = stored if precision == "binary" else asked
+            # A text is a query or a document: the last rows are the queries.
+            both = torch.from_numpy(np.concatenate([stored, asked]))
+            of_both = Objective().terms(both, batch | {"query": batch["query"] + len(asked)})
+            wanted[precision] += factor * weight * sum(of_both.values()).item()
+    assert {name: terms[name].item() for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    torch.stack([terms["int8"], terms["binary"]]).sum().backward()
+    assert embeddings.grad.isfinite().all() and embeddings.grad[batch["query"]].any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("query", "positive", "own_forms", "queries", "positives"),
+    [
+        ([0, 3, 6], [1, 4, 5], None, [], []),
+        ([0, 0, 6], [1, 4, 5], None, [], [(1, 4)]),  # one query, two answers: they are related
+        ([0, 3, 6], [1, 4, 1], None, [(0, 6)], []),  # two queries, one answer
+        ([0, 3, 6], [3, 4, 5], None, [(0, 3)], [(3, 4)]),  # a query that is another row's positive
+        ([0, 3, 6], [1, 4, 5], [[1, 4], [4, 4], [5, 5]], [(0, 3)], [(1, 4)]),  # another positive of a row
+    ],
+)
+def test_unrelated_queries_and_positives_are_spread(embeddings, query, positive, own_forms, queries, positives):
+    batch = batch_of(query=query, positive=positive) | ({"own_forms": torch.tensor(own_forms)} if own_forms else {})
+    batch |= {"forms": torch.arange(9)} if own_forms else {}
+    wanted = 0.0
+    for texts, related in ((query, queries), (positive, positives)):
+        distinct = sorted({*texts})
+        near = [[(one, other) in related or (other, one) in related for one in distinct] for other in distinct]
+        wanted += 0.3 * spread_loss(embeddings[distinct], dims=DIMS, exclude=torch.tensor(near))
+    terms = Objective(dims=DIMS, spread_weight=0.3).terms(embeddings, batch)
+    torch.testing.assert_close(terms["spread"], wanted)
+    # Elsewhere the texts of two rows may be of one class.
+    assert "spread" not in Objective(spread_weight=0.3).terms(embeddings, batch_of("clustering"))
+
+
 # The log
 
 
@@ -147,6 +197,7 @@ def test_logged_terms_are_those_computed_directly(
     args = StageArguments(
         **{"output_dir": str(tmp_path), "model": "here", "teacher": "here", "use_cpu": True, **counts},
         **{"max_tokens_per_forward": max_tokens, "max_length": 48, "global_batch_size": 16, "distillation_weight": 0.5},
+        **{"spread_weight": 0.2, "quantized": '{"binary": 0.1, "int8": 0}'},
         learning_rate=0.0,  # the weights stay what they are
         **{"max_steps": 8, "logging_steps": logging_steps, "logging_first_step": False, **more},
         **{"save_strategy": "no", "report_to": [], "disable_tqdm": True},
@@ -154,6 +205,7 @@ def test_logged_terms_are_those_computed_directly(
     model, teacher = new_model(tiny_config, 0), Teacher(new_model(tiny_config, 1, width=48))
     distillation = Distillation(read_width(args, 32, 48), teacher)
     trainer = F2LLMTrainer(model, args, prepared_sources, small_tokenizer, distillation=distillation)
+    assert trainer.console.terms[:5] == ["in_batch", "hard", "binary", "spread", "distillation"]
     trainer.train()
     logged = [line for line in trainer.state.log_history if "loss" in line]
 
@@ -163,7 +215,9 @@ def test_logged_terms_are_those_computed_directly(
     steps = []
     for keys, _ in zip(sampler, range(8), strict=False):
         batch = collator([rows[key] for key in keys])
-        objective, noted = Objective(args.temperature, [32, 16, 8], distillation_weight=0.5, **more), {}
+        compressed = {"spread_weight": 0.2, "quantized": {"binary": 0.1}}
+        objective = Objective(args.temperature, [32, 16, 8], distillation_weight=0.5, **compressed, **more)
+        noted = {}
         terms = objective.terms(embed_batch(model, batch), batch, teacher.embed(batch), noted=noted)
         loss = sum(terms.values()).item()
         named = {f"loss_{name}": term.item() for name, term in terms.items()}
