@@ -72,6 +72,7 @@ def test_weights_are_those_that_the_plan_names_and_are_trained_on(run, capsys):
 
 
 def test_what_was_measured_serves_another_cut_and_the_log_says_how_channels_are_chosen(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="training")
     # No data is needed any more.
     keys = {"importance": str(run / "pruned"), "prune_to": {"hidden_size": 8}, "manifest": "no-such-file.yaml"}
     recipe = write_pruning(tmp_path, model=str(run / "stage1/model"), **keys)
