@@ -103,6 +103,8 @@ def shared_hits(model: F2LLMModel, sources: Sequence[PreparedSource]) -> Hits:
     Texts that differ only in spelling or by an instruction are one: candidates are read without an instruction where
     there is such a text, and queries come once, in an order that depends on their texts alone.
     """
+    if not sources or not all(source.has_forms for source in sources):
+        raise UserError(f"stage 2 is compared on {', '.join(TASKS)}, with 'mask_duplicates: true'; give it these")
     passages = [np.unique(np.concatenate([rows[:, 1] for rows in source.rows.values()])) for source in sources]
     forms, lengths = (
         np.concatenate([take(own) for take, own in zip(taken, passages, strict=True)])

@@ -116,6 +116,12 @@ def test_hits_among_shared_candidates_are_those_of_a_loop_over_texts(tmp_path, s
         assert found.tolist() == [best[asked] in right[asked] for asked in sorted(right, key=text_key)]
 
 
+def test_tasks_are_compared_by_texts_in_any_spelling(prepared_sources, tiny_model, refuses):
+    for sources in ([], prepared_sources):
+        with refuses("cldr_territory_currency", "mask_duplicates: true"):
+            shared_hits(tiny_model, sources)
+
+
 def test_a_claim_is_shown_where_examples_and_seeds_agree():
     gain = np.array([0.02, 0.03, 0.025])
     assert verdict(0.001, gain) == (pytest.approx(0.0124, abs=1e-4), "shown")
