@@ -34,7 +34,7 @@ from training.data.preparation.plan import ON_BAD_ROW
 # The linear layers of attention and MLP.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # How the hidden channels and the layers that stay are chosen; see training/pruning/pruning.py.
-HIDDEN_METHODS = ("activation_norm", "leading", "reordered")
+HIDDEN_METHODS = ("published", "leading", "reordered")
 LAYER_METHODS = ("first", "change")
 # Metrics of these kinds are better the greater they are; all others are losses.
 _SCORES = ("accuracy", "ndcg", "recall", "mrr")
@@ -158,7 +158,7 @@ class StageArguments(LoraArguments, TrainingArguments):
 
     # Pruning
     prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
-    prune_hidden: str = learnt("activation_norm", "Channels: activation_norm, leading, …", choices=HIDDEN_METHODS)
+    prune_hidden: str | None = learnt(None, "Channels: leading (default after matryoshka), …", choices=HIDDEN_METHODS)
     prune_layers: str = learnt("first", "Layers to keep: first, or most change.", choices=LAYER_METHODS)
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
     importance: str | None = path(None, "Earlier measurement: importance.safetensors, its folder, or an earlier stage.")

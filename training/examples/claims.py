@@ -1,6 +1,6 @@
-"""Ablations of the paper's claims in miniature: train every arm with several seeds and report the differences.
+"""Ablations of the paper's claims in miniature: train every arm with several seeds and say what is shown.
 
-python training/examples/claims.py [--seeds 3] [--output runs/claims]
+python training/examples/claims.py [--seeds 5] [--output runs/claims]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import statistics
 import sys
@@ -20,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from scipy.stats import t
+from torch import Tensor
+from torch.nn.functional import normalize as unit
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
@@ -32,11 +36,13 @@ from training.config.recipe import Stage, load_recipe
 from training.data.cldr.sources import build_cldr
 from training.data.prepared import PreparedSource, find_prepared
 from training.evaluation.pairs import Pairs, encode_pairs, load_pairs, nearest
+from training.evaluation.significance import LEVEL, paired_test
 from training.models.encoders import load_encoder
 from training.models.encoding import embed_chunk, packed_texts
 from training.models.loading import load_whole_model
 from training.models.model_ref import resolve
 from training.stages.stage import run_stage
+from training.trainer.batches import epoch_batches
 
 logger = logging.getLogger("training")
 
@@ -55,83 +61,161 @@ class Claim(NamedTuple):
 CLAIMS = (
     Claim("distilled > not distilled", "student", "student_undistilled", "held_out"),
     Claim("pruned start > random start", "student", "student_random", "held_out"),
-    Claim("two stages > stage 2 alone", "stage2", "stage2_alone", "held_out"),
+    Claim("two stages > stage 2 alone, as many steps", "stage2", "stage2_alone", "held_out"),
     Claim("matryoshka > plain at 1/8 of the width", "stage1", "stage1_plain", "narrow"),
-    Claim("instruction > none on the mixed tasks", "stage2", "stage2_raw", "mixed"),
+    Claim("instruction > none, candidates of three tasks", "stage2", "stage2_raw", "shared"),
+    Claim("instruction > none, each row's own candidates", "stage2", "stage2_raw", "own"),
 )
-
-
-def mixed_accuracy(model: F2LLMModel, sources: Sequence[PreparedSource]) -> float:
-    """Return the share of validation rows whose query is nearest to its passage, not to a negative, over sources."""
-    scores = [_row_accuracy(model, source) for source in sources if len(source.rows["validation"])]
-    if not scores:
-        raise UserError("no source has validation rows to judge mixed tasks by; raise 'validation_share', as in 0.05")
-    return statistics.fmean(scores)
+# A stage that is given as many steps as others have together.
+_STEPS_OF = {"stage2_alone": ("stage1", "stage2")}
+# Sources that ask for different things about the same names; their passages are the candidates of all of them.
+TASKS = ("cldr_translation", "cldr_territory_currency", "cldr_territory_language")
+_TOKENS_AT_ONCE = 8192
+# Whether each example of a measurement was right, by group: the score is the mean of the groups' means.
+Hits = list[np.ndarray]
 
 
 @torch.inference_mode()
-def _row_accuracy(model: F2LLMModel, source: PreparedSource) -> float:
-    rows = np.asarray(source.rows["validation"])[:, : 2 + source.num_negatives]
-    texts, index = np.unique(rows, return_inverse=True)
+def _embed(model: F2LLMModel, source: PreparedSource, positions: np.ndarray) -> Tensor:
+    """``(…)`` positions of texts → ``(…, d)`` embeddings of length 1."""
+    texts, index = np.unique(positions, return_inverse=True)
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for batch in packed_texts(source, texts[texts >= 0], 8192):
+    for batch in packed_texts(source, texts, _TOKENS_AT_ONCE):
         embeddings[np.searchsorted(texts, batch.positions)] = embed_chunk(model, batch.input_ids, batch.lengths)
-    embeddings = torch.nn.functional.normalize(embeddings, dim=-1)[index.reshape(rows.shape)]
-    cosines = torch.einsum("nd,nkd->nk", embeddings[:, 0], embeddings[:, 1:])
-    # Rows with fewer negatives are filled with -1.
-    cosines[torch.from_numpy(rows[:, 1:] < 0)] = -torch.inf
-    return float((cosines[:, :1] > cosines[:, 1:]).all(dim=1).float().mean())
+    return unit(embeddings, dim=-1)[index.reshape(positions.shape)]
 
 
-def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, float]:
-    """Return the scores of a stage's finished model, in percent.
+def own_hits(model: F2LLMModel, sources: Sequence[PreparedSource]) -> Hits:
+    """Return ``(n,)`` by source: is the query of a validation row nearer to its passage than to its negatives?"""
+    found = []
+    for source in sources:
+        rows = np.asarray(source.rows["validation"])[:, : 2 + source.num_negatives]
+        # Rows with fewer negatives are filled with -1.
+        embeddings, missing = _embed(model, source, np.maximum(rows, 0)), torch.from_numpy(rows[:, 1:] < 0)
+        cosines = torch.einsum("nd,nkd->nk", embeddings[:, 0], embeddings[:, 1:]).masked_fill(missing, -torch.inf)
+        found.append((cosines[:, :1] > cosines[:, 1:]).all(dim=1).numpy())
+    return _with_examples(found)
 
-    ``held_out`` is the accuracy@1 on held-out names, ``narrow`` that of an eighth of the width, and ``mixed`` that of
-    the sources, each of which asks for something else about the same names, such as their currency.
+
+def shared_hits(model: F2LLMModel, sources: Sequence[PreparedSource]) -> Hits:
+    """Return ``(n,)`` by source: is one of its passages for a validation query the nearest of all sources' passages?
+
+    Texts that differ only in spelling or by an instruction are one: candidates are read without an instruction where
+    there is such a text, and queries come once, in an order that depends on their texts alone.
     """
-    encoded = encode_pairs(load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu"), pairs)
-    width = encoded.queries.shape[1]
+    if not sources or not all(source.has_forms for source in sources):
+        raise UserError(f"stage 2 is compared on {', '.join(TASKS)}, with 'mask_duplicates: true'; give it these")
+    passages = [np.unique(np.concatenate([rows[:, 1] for rows in source.rows.values()])) for source in sources]
+    forms, lengths = (
+        np.concatenate([take(own) for take, own in zip(taken, passages, strict=True)])
+        for taken in ([source.forms for source in sources], [source.lengths for source in sources])
+    )
+    order = np.lexsort((lengths, forms))
+    distinct, first = np.unique(forms[order], return_index=True)
+    chosen, start = order[first], 0
+    candidates = torch.empty(len(distinct), model.config.hidden_size)
+    for source, own in zip(sources, passages, strict=True):
+        here = (chosen >= start) & (chosen < start + len(own))
+        candidates[here] = _embed(model, source, own[chosen[here] - start])
+        start += len(own)
+    found = []
+    for source in sources:
+        rows = np.asarray(source.rows["validation"])
+        queries, first, of_row = np.unique(source.forms(rows[:, 0]), return_index=True, return_inverse=True)
+        right = of_row * len(distinct) + np.searchsorted(distinct, source.forms(rows[:, 1]))
+        best = nearest(_embed(model, source, rows[first, 0]), candidates, candidates.shape[1])
+        found.append(np.isin(np.arange(len(queries)) * len(distinct) + best, right))
+    return _with_examples(found)
+
+
+def _with_examples(found: Hits) -> Hits:
+    if found := [hits for hits in found if len(hits)]:
+        return found
+    raise UserError("no source has validation rows to judge tasks by; raise 'validation_share', as in 0.05")
+
+
+def _sources_of(stage: Stage) -> list[PreparedSource]:
+    fingerprints = json.loads((Path(stage.arguments.output_dir) / DATA).read_text())
+    return [PreparedSource(folder) for folder in find_prepared(stage.arguments.prepared_folder, fingerprints)]
+
+
+def measure(stage: Stage, model: Path, pairs: Pairs) -> dict[str, Hits]:
+    """Return what a claim needs of a stage's finished model.
+
+    ``held_out`` is the accuracy@1 on held-out names and ``narrow`` that of an eighth of the width; ``shared`` and
+    ``own`` are on validation rows of the sources, which ask for different things about the same names.
+    """
+    wanted = {claim.metric for claim in CLAIMS if stage.name in (claim.better, claim.worse)}
     found = {}
-    for name, dim in (("held_out", width), ("narrow", width // 8)):
-        found[name] = float(pairs.hits(nearest(encoded.queries, encoded.candidates, dim)).mean())
-    data = Path(stage.arguments.output_dir) / DATA
-    folders = find_prepared(stage.arguments.prepared_folder, json.loads(data.read_text())) if data.exists() else []
-    if folders:
-        found["mixed"] = mixed_accuracy(load_whole_model(str(model)).eval(), [PreparedSource(f) for f in folders])
-    return {name: 100 * score for name, score in found.items()}
+    if wanted & {"held_out", "narrow"}:
+        encoded = encode_pairs(load_encoder(resolve(str(model), "output_dir"), "output_dir", device="cpu"), pairs)
+        width = encoded.queries.shape[1]
+        found = {name: [encoded.hits(dim)] for name, dim in (("held_out", width), ("narrow", width // 8))}
+    if "shared" in wanted:
+        whole, sources = load_whole_model(str(model)).eval(), _sources_of(stage)
+        found["shared"] = shared_hits(whole, [source for source in sources if source.name in TASKS])
+        found["own"] = own_hits(whole, sources)
+    return found
 
 
-def verdict(differences: Sequence[float]) -> str:
-    """Return whether a claim holds in every seed, in none, or in some."""
-    ahead, count = sum(difference > 0 for difference in differences), len(differences)
-    words = {count: "yes", 0: "no"}.get(ahead, "undecided")
-    return f"{words} ({ahead} of {count} seeds)"
+def score(hits: Hits) -> float:
+    """Return the mean of the groups' means, in percent."""
+    return 100 * statistics.fmean(float(each.mean()) for each in hits)
 
 
-def table(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
-    """Format every claim in Markdown: mean ± deviation over seeds, whose stages share data, order and start."""
-    lines = ["| claim | with | without | difference, points | shows |", "| --- " * 5 + "|"]
+def verdict(p_value: float, differences: np.ndarray) -> tuple[float, str]:
+    """Return half of the 95 % interval over ``(n,)`` seeds of a mean difference, and whether a claim is shown.
+
+    ``p_value`` is that of the paired test over examples. Student's t over seeds also contains what another start and
+    order would change, which no number of examples does. One seed has no such interval.
+    """
+    count, mean = len(differences), differences.mean()
+    half = t.ppf((1 + LEVEL) / 2, count - 1) * differences.std(ddof=1) / count**0.5 if count > 1 else np.inf
+    if p_value > 1 - LEVEL or abs(mean) <= half:
+        return half, "not shown"
+    return half, "shown" if mean > 0 else "contradicted"
+
+
+def table(found: Mapping[int, Mapping[str, Mapping[str, Hits]]]) -> str:
+    """Format every claim in Markdown, in points: mean ± deviation over seeds, whose stages share data and order."""
+    head = ["claim", "with", "without", "difference", "95 % over examples", f"95 % over {len(found)} seeds", "verdict"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for claim in CLAIMS:
-        better, worse = (
-            np.array([of[stage][claim.metric] for of in scores.values()]) for stage in (claim.better, claim.worse)
-        )
+        sides = [[of[name][claim.metric] for of in found.values()] for name in (claim.better, claim.worse)]
+        better, worse = (np.array([score(hits) for hits in side]) for side in sides)
+        test = paired_test(*([group for hits in side for group in hits] for side in sides))
+        half, word = verdict(test.p_value, better - worse)
         numbers = [
             f"{values.mean():{sign}.1f} ± {values.std(ddof=len(values) > 1):.1f}"
             for values, sign in ((better, ""), (worse, ""), (better - worse, "+"))
         ]
-        lines.append(f"| {' | '.join([claim.statement, *numbers, verdict(better - worse)])} |")
+        mean = (better - worse).mean()
+        intervals = [(100 * test.difference.low, 100 * test.difference.high), (mean - half, mean + half)]
+        numbers += [f"{low:+.1f} to {high:+.1f}" if np.isfinite(low) else "–" for low, high in intervals]
+        lines.append(f"| {' | '.join([claim.statement, *numbers, word])} |")
     return "\n".join(lines)
 
 
-def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """Train (unless it is finished) and score every stage with one seed."""
+def steps_of(stage: Stage) -> int:
+    """Return the steps of a stage whose sources are prepared."""
+    args = stage.arguments
+    batches, _ = epoch_batches([len(source.rows["train"]) for source in _sources_of(stage)], args.global_batch_size)
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * int(batches.sum()))
+
+
+def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs) -> dict[str, dict[str, Hits]]:
+    """Train (unless it is finished) and measure every stage with one seed."""
     overrides = {"seed": seed, "output_dir": str(output / f"seed-{seed}"), "manifest": str(manifest)}
-    scores = {}
-    for stage in load_recipe(recipe, overrides).stages:
-        scores[stage.name] = measure(stage, run_stage(stage, resume=True), pairs)
-        shown = ", ".join(f"{name} {score:.1f}" for name, score in scores[stage.name].items())
-        logger.info("seed %d, %s: %s", seed, stage.name, shown)
-    return scores
+    stages = {stage.name: stage for stage in load_recipe(recipe, overrides).stages}
+    found = {}
+    for name, stage in stages.items():
+        if name in _STEPS_OF:
+            steps = {"max_steps": sum(steps_of(stages[other]) for other in _STEPS_OF[name])}
+            stage = next(each for each in load_recipe(recipe, overrides | steps).stages if each.name == name)
+        found[name] = measure(stage, run_stage(stage, resume=True), pairs)
+        shown = ", ".join(f"{metric} {score(hits):.1f}" for metric, hits in found[name].items())
+        logger.info("seed %d, %s: %s", seed, name, shown)
+    return found
 
 
 def _prepare_worker() -> None:
@@ -146,7 +230,7 @@ def _prepare_worker() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = command_parser("claims.py", __doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of every arm (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of every arm (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder to write (%(default)s)")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe with a stage for each arm")
     return parser
@@ -167,17 +251,21 @@ def _run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, [arguments.recipe], ["data", "seed-*", "claims.json", "claims.md", ".*"])
     data = build_cldr(arguments.output / "data")
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
-    scores: dict[int, dict[str, dict[str, float]]] = {}
+    found: dict[int, dict[str, dict[str, Hits]]] = {}
     work = (arguments.output, data / "manifest.yaml", pairs)
     seeds = [(arguments.recipe, seed, *work) for seed in range(arguments.seeds)]
     # Each trains on one thread.
-    processes = min(2 * (os.cpu_count() or 1), arguments.seeds)
-    for (_, seed, *_), found in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):
-        scores[seed] = found
+    processes = min(os.cpu_count() or 1, arguments.seeds)
+    for (_, seed, *_), of_seed in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):
+        found[seed] = of_seed
+        scores = {
+            seed: {name: {metric: score(hits) for metric, hits in own.items()} for name, own in of.items()}
+            for seed, of in sorted(found.items())
+        }
         # After each seed: an interrupted run keeps what it has.
         write_whole(arguments.output / "claims.json", json.dumps(scores, indent=2) + "\n")
-        write_whole(arguments.output / "claims.md", table(scores) + "\n")
-    sys.stdout.write(table(scores) + "\n")
+        write_whole(arguments.output / "claims.md", table(found) + "\n")
+    sys.stdout.write(table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -114,22 +114,23 @@ def make_plan(
     config: F2LLMConfig,
     target_config: F2LLMConfig,
     importance: Importance,
-    hidden: str = "activation_norm",
+    hidden: str = "published",
     layers: str = "first",
 ) -> PruningPlan:
     """Choose what stays; of each layer the MLP neurons of the largest activation norm, in their own order.
 
-    ``hidden`` says which channels of the residual stream stay: ``activation_norm``, those of the largest norm, in their
-    own order (arXiv 2603.19223, section 3.3, which leaves norm and order open); the ``leading`` ones, where matryoshka
-    training has put what matters most; or ``reordered``, see :func:`_reordered`. ``layers``: the ``first`` ones, as
-    published, or those of most ``change``, the block influence of ShortGPT (Men et al., arXiv 2403.03853), in their own
-    order, which the authors found to be worse.
+    ``hidden`` says which channels of the residual stream stay: ``published``, those of the largest norm, in their own
+    order (arXiv 2603.19223, section 3.3, which leaves norm and order open); the ``leading`` ones, where matryoshka
+    training has put what matters most, and which a teacher of the larger model's kind has at the same numbers; or
+    ``reordered``, see :func:`_reordered`. ``layers``: the ``first`` ones, as published, or those of most ``change``,
+    the block influence of ShortGPT (Men et al., arXiv 2403.03853), in their own order, which the authors found to be
+    worse.
     """
     if layers == "change" and importance.change is None:
         raise UserError("layers='change' needs activations, and there are only weights; calibrate on texts")
     depth, neurons = target_config.num_hidden_layers, target_config.intermediate_size
     kept = {"first": _leading, "change": _largest}[layers](importance.change, depth)
-    choose = {"activation_norm": _largest, "leading": _leading, "reordered": _reordered}[hidden]
+    choose = {"published": _largest, "leading": _leading, "reordered": _reordered}[hidden]
     return PruningPlan(
         hidden=tuple(choose(importance.channels(kept), target_config.hidden_size)),
         layers=tuple(kept),
@@ -137,6 +138,18 @@ def make_plan(
         source={name: getattr(config, name) for name in PRUNED_FIELDS},
         methods={"hidden": hidden, "layers": layers},
     )
+
+
+def default_hidden(config: F2LLMConfig, written: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how the hidden channels that stay are chosen without a word of the user, and why, for the log.
+
+    Distillation compares channel ``k`` of the student with channel ``k`` of the teacher, so what is kept should keep
+    its number. After matryoshka training that costs nothing: the leading channels matter most. ``config`` assumes such
+    training of any Qwen3; only a ``config.json``, here ``written``, that speaks of it is of a model that had it.
+    """
+    if "is_matryoshka" in written and any(dim < config.hidden_size for dim in config.matryoshka_dimensions or ()):
+        return "leading", "it was trained with matryoshka, so these matter most and stay aligned with a teacher's"
+    return "published", "those of the largest norm: it was not trained with matryoshka"
 
 
 def _leading(importance: Tensor | None, count: int) -> list[int]:

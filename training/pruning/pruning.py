@@ -39,7 +39,7 @@ def prune(
     target_config: F2LLMConfig,
     importance: Importance | None = None,
     *,
-    hidden: str = "activation_norm",
+    hidden: str = "published",
     layers: str = "first",
 ) -> F2LLMModel:
     """Cut a model to a shape that fits into its own: width, MLP size and layers (arXiv 2603.19223, section 3.3).

@@ -14,7 +14,8 @@ from typing import Any
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError, in_one_line
-from training.common.run_folder import DATA, FINAL_MODEL, RECIPE, TEACHER_DATA, last_checkpoint, step_of
+from training.common.run_folder import DATA, FINAL_MODEL, PRUNING_PLAN, RECIPE, TEACHER_DATA, last_checkpoint, step_of
+from training.common.yaml_file import load_yaml
 from training.config.arguments import LoraArguments, StageArguments
 from training.data.instructions import TextFormat
 from training.data.manifest import Entry, Manifest, find_entry_files, read_manifest
@@ -212,7 +213,9 @@ def stage_arguments(state: ModelState) -> dict[str, Any]:
     if state.kind != "pruning":
         return _in_effect(state, clean_arguments(read_json(state.folder / ARGUMENTS)))
     # Pruning saves no list of arguments.
-    given = clean_arguments(state.keys)
+    given, plan = clean_arguments(state.keys), state.run / PRUNING_PLAN
+    if given.get("prune_hidden") is None and plan.is_file():
+        given["prune_hidden"] = load_yaml(plan)["methods"]["hidden"]
     defaults = {each.name: each.default for each in fields(StageArguments)}
     return {key: given.get(key, defaults[key]) for key in (*_PRUNING, *_PRUNING_DATA)}
 

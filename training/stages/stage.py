@@ -34,9 +34,10 @@ from training.data.prepared import PreparedSource
 from training.evaluation.pairs import evaluate_and_report
 from training.evaluation.report import check_report_folder
 from training.models.encoding import packed_texts
+from training.models.model_ref import base_of
 from training.models.saved_prompts import given_prompt, kept_prompts, set_query_prompt
 from training.pruning.importance import Importance, calibrate
-from training.pruning.plan import make_plan, pruned_config
+from training.pruning.plan import default_hidden, make_plan, pruned_config
 from training.pruning.pruning import apply_plan
 from training.pruning.vocabulary import trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
@@ -49,10 +50,11 @@ from training.trainer.trainer import F2LLMTrainer
 
 logger = logging.getLogger("training")
 
-_PLAN, _VOCABULARY = "pruning.yaml", "vocabulary.json"
+_VOCABULARY = "vocabulary.json"
 # What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
-_PREPARATIONS |= {f".{FINAL_MODEL}.lock", IMPORTANCE_FILE, _PLAN, _VOCABULARY, MINED, f".{MINED}.lock"}
+_PREPARATIONS |= {f".{FINAL_MODEL}.lock", MINED, f".{MINED}.lock"}
+_PREPARATIONS |= {IMPORTANCE_FILE, run_folder.PRUNING_PLAN, _VOCABULARY}
 # The draw of texts that calibrate, and tokens of a pass over them.
 _CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
@@ -331,8 +333,11 @@ def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSourc
             importance.save(output_dir / IMPORTANCE_FILE)
     else:
         importance = Importance.load(Path(args.importance), digest.hexdigest())
-    plan = make_plan(model.config, target, importance, args.prune_hidden, args.prune_layers)
-    plan.save(output_dir / _PLAN)
+    written = {} if args.model is None else F2LLMConfig.get_config_dict(base_of(args.model))[0]
+    hidden, why = (args.prune_hidden, "as its key says") if args.prune_hidden else default_hidden(model.config, written)
+    logger.info("prune_hidden: %s, %s", hidden, why)
+    plan = make_plan(model.config, target, importance, hidden, args.prune_layers)
+    plan.save(output_dir / run_folder.PRUNING_PLAN)
     return apply_plan(model, target, plan)
 
 

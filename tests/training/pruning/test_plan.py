@@ -10,7 +10,7 @@ import yaml
 
 from modeling_f2llm import F2LLMConfig
 from training.pruning.importance import weight_importance
-from training.pruning.plan import as_ranges, make_plan, pruned_config
+from training.pruning.plan import as_ranges, default_hidden, make_plan, pruned_config
 
 SOURCE = F2LLMConfig.from_family("f2llm-v2-0.6b")
 
@@ -55,6 +55,16 @@ def test_fields_override_those_of_the_family_and_what_is_left_out_stays():
 def test_impossible_shapes_are_refused(shape, parts, refuses):
     with refuses("prune_to", *parts):
         pruned_config(SOURCE, shape)
+
+
+def test_leading_channels_stay_of_a_model_that_says_it_was_trained_with_matryoshka():
+    said = {"is_matryoshka": True}
+    assert default_hidden(SOURCE, said)[0] == "leading"
+    # A stock Qwen3 says nothing, and its configuration assumes it.
+    assert SOURCE.is_matryoshka and default_hidden(SOURCE, {})[0] == "published"
+    for plain in ({"is_matryoshka": False}, {"matryoshka_dimensions": [SOURCE.hidden_size]}):
+        config = F2LLMConfig.from_family("f2llm-v2-0.6b", **plain)
+        assert default_hidden(config, said)[0] == "published"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def make_release(rename=str, **changes):
         **{"num_hard_negatives_retrieval": 7, "num_hard_negatives_clustering": 9, "temperature": 0.05},
         **{"matryoshka": True, "max_length": 64, "seed": 0},
     }
-    pruning = {"prune_to": {"hidden_size": 32}, "prune_hidden": "activation_norm", "calibration_texts": 50}
+    pruning = {"prune_to": {"hidden_size": 32}, "prune_hidden": "published", "calibration_texts": 50}
     start, stage1 = Reference("hub", "org/base", "0123456789abcdef"), Reference("stage", rename("stage1"))
     stages = (
         StageRecord(

@@ -44,6 +44,8 @@ def test_stages_come_before_what_was_made_of_them_and_tell_how(runs):
     # Arguments are those in effect.
     assert student.arguments["temperature"] == 0.05 and student.arguments["distillation_weight"] == 1.0
     assert "distillation_weight" not in stage1.arguments and "prune_layers" not in student.arguments
+    # How channels were chosen was not given: the stage's plan says it.
+    assert pruned.arguments["prune_hidden"] == "leading" and "prune_hidden" not in pruned.given
     assert pruned.arguments["prune_layers"] == "first" and pruned.arguments["prune_to"]["hidden_size"] == 16
     assert "learning_rate" not in pruned.arguments and "learning_rate" not in pruned.given
     assert "model_config" in stage1.given and stage1.arguments["model_config"]["hidden_size"] == 32

@@ -71,7 +71,8 @@ def test_weights_are_those_that_the_plan_names_and_are_trained_on(run, capsys):
     assert main([*words, "--resume"]) == 0 and model.stat().st_mtime_ns == before
 
 
-def test_what_was_measured_serves_another_cut(run, tmp_path, caplog):
+def test_what_was_measured_serves_another_cut_and_the_log_says_how_channels_are_chosen(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="training")
     # No data is needed any more.
     keys = {"importance": str(run / "pruned"), "prune_to": {"hidden_size": 8}, "manifest": "no-such-file.yaml"}
     recipe = write_pruning(tmp_path, model=str(run / "stage1/model"), **keys)
@@ -80,6 +81,13 @@ def test_what_was_measured_serves_another_cut(run, tmp_path, caplog):
     folder = tmp_path / "run/pruned"
     assert not (folder / "importance.safetensors").exists() and not (folder / "prepared").exists()
     wide, narrow = (yaml.safe_load((each / "pruning.yaml").read_text()) for each in (run / "pruned", folder))
+    assert "prune_hidden: leading, it was trained with matryoshka" in caplog.text
+    assert wide["hidden"] == "0-15" and narrow["hidden"] == "0-7"
+    # The published choice is one key away.
+    words = ["--stage", "pruned", "--prune_hidden", "published", "--output_dir", str(tmp_path / "other")]
+    assert main([str(recipe), *words]) == 0 and "prune_hidden: published, as its key says" in caplog.text
+    published = yaml.safe_load((tmp_path / "other/pruned/pruning.yaml").read_text())
+    assert published["methods"]["hidden"] == "published" and published["hidden"] != "0-7"
     assert narrow["layers"] == "0-1" and [len(numbers(each["hidden"])) for each in (narrow, wide)] == [8, 16]
 
 
