@@ -38,8 +38,9 @@ OWN, ELSEWHERE, CLDR, REPLAY, MIXED = "data", "elsewhere", "cldr", "replay", "mi
 _BEFORE, _RESULT, _MADE_BY = "before.npz", "comparison.json", "made by"
 REPORT = "build.json"
 OWN_NAMES = (OWN, ELSEWHERE, CLDR, REPLAY, MIXED, _BEFORE, _RESULT)
-# A language of every script and region: all 246 take a minute to build.
+# Queries of a set that are scored, a sample of more.
 _MOST_QUERIES = 2000
+# Languages of many scripts and regions: all 246 take a minute to build.
 _LANGUAGES = "ar de el es fa fi fr he hi id ja ko pl ru sw th tr uk vi zh".split()
 NONE = "none"
 
@@ -59,14 +60,7 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], **keys: Any) -> t
 def _builds(args: StageArguments) -> dict[str, tuple[int, list[RawSource]]]:
     """Return what is to be built of files, by the folder in the run's."""
     columns, bad = tuple(args.columns or ()), args.on_bad_row
-    builds = {
-        OWN: _sources(
-            tuple(args.data),
-            columns,
-            held_out_share=args.held_out_share,
-            on_bad_row=bad,
-        )
-    }
+    builds = {OWN: _sources(tuple(args.data), columns, held_out_share=args.held_out_share, on_bad_row=bad)}
     if args.elsewhere not in (None, NONE):
         builds[ELSEWHERE] = _sources((args.elsewhere,), (), held_out_share=1, on_bad_row=bad)
     if args.replay and args.replay_data:
