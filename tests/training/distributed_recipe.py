@@ -20,7 +20,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "published": {"gather_gradients": False, "mask_duplicates": True},
     # Not int8: a value at the edge of a step may be rounded to either side.
     "compressed": {"spread_weight": 0.5, "quantized": '{"binary": 0.5}'},
-    "distillation": {"teacher": "TEACHER"},
+    "distillation": {"teacher": "TEACHER", "teacher_projection": True},
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"}
     | {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0},
     "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},

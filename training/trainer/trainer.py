@@ -174,7 +174,10 @@ class F2LLMTrainer(SavingTrainer):
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
-        projected = None if self.projection is None else self.projection(embeddings)
+        projected = None
+        if self.projection is not None and teacher is not None:
+            self.projection.start(embeddings, teacher)
+            projected = self.projection(embeddings)
         noted: dict[str, Tensor] = {}
         terms = self.objective.terms(embeddings, batch, teacher, projected, noted)
         loss = torch.stack(list(terms.values())).sum()
