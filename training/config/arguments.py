@@ -154,7 +154,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
     teacher_document_template: str | None = learnt(None, "Template for texts without instruction: {text}.")
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
-    teacher_projection: bool = learnt(False, "Learn a map to the teacher's dimensions; not in the model.", resume="never")
+    teacher_projection: bool = learnt(False, "Learn a map to the teacher's dimensions; not saved.", resume="never")
 
     # Pruning
     prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")

@@ -264,7 +264,8 @@ def _run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, [arguments.recipe], ["data", "seed-*", "claims.json", "claims.md", ".*"])
     # As many negatives as the recipe reads, so that every stage prepares its data in a fraction of the time.
     data = build_cldr(arguments.output / "data", num_negatives=2)
-    work = (arguments.output, data / "manifest.yaml", load_pairs(data / "held_out.parquet", data / "candidates.parquet"))
+    pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
+    work = (arguments.output, data / "manifest.yaml", pairs)
     found: dict[int, dict[str, dict[str, Hits]]] = {seed: {} for seed in range(arguments.seeds)}
     # Stages that wait for the same number of others run side by side, with all seeds, each on one thread.
     for depth in range(max(stages.values()) + 1):

@@ -37,7 +37,8 @@ def test_the_command_leaves_out_near_names(tmp_path, capsys, tiny_model, tiny_to
     rows = {"query": names[:2], "passage": names[2:4], "negative_1": ["orbit"] * 2}
     pq.write_table(pa.table(rows), tmp_path / "names.parquet")
     about = {"task_type": "retrieval", "symmetric": False, "instruction": "Retrieve.", "languages": ["eng"]}
-    write_manifest(tmp_path / "manifest.yaml", [{"name": "names", "files": ["names.parquet"], **about, "licence": "MIT"}])
+    entry = {"name": "names", "files": ["names.parquet"], **about, "licence": "MIT"}
+    write_manifest(tmp_path / "manifest.yaml", [entry])
     held_out = [f"{name}y" for name in names]
     pq.write_table(pa.table({"query": held_out, "passage": names}), tmp_path / "held_out.parquet")
     pq.write_table(pa.table({"passage": names}), tmp_path / "candidates.parquet")
