@@ -272,10 +272,6 @@ def stage(**keys):
     return TrainingArguments(output_dir="unused", use_cpu=True, report_to=[], **keys)
 
 
-def stage_of(keys):
-    return SimpleNamespace(**vars(stage()), distillation_weight=1.0, teacher_projection=keys["teacher_projection"])
-
-
 def step(projection, args, gradient, rate=0.1, skipped=False):
     projection.weight.grad = gradient
     model_optimizer = SimpleNamespace(step_was_skipped=skipped)
@@ -300,7 +296,9 @@ def test_a_projection_steps_as_adamw_with_the_stages_numbers(clip):
 
 
 def test_a_map_to_a_wide_teacher_starts_at_the_least_squares_of_the_first_batch():
-    projection = make_projection(stage_of(MAPPED), 6, 9)
+    args = stage()
+    args.teacher_projection, args.distillation_weight = True, 1.0
+    projection = make_projection(args, 6, 9)
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(200, width, generator=generator) for width in (6, 9))
     teacher[:, :6] += student @ torch.randn(6, 6, generator=generator)
@@ -312,11 +310,11 @@ def test_a_map_to_a_wide_teacher_starts_at_the_least_squares_of_the_first_batch(
     projection.start(student, -teacher)
     assert torch.equal(projection.weight, before)
     # A batch of one text, or of a channel that is zero, says nothing of other directions.
-    few = make_projection(stage_of(MAPPED), 6, 6)
+    few = make_projection(args, 6, 6)
     few.start(torch.eye(6)[:1], torch.full((1, 6), 2.0))
     torch.testing.assert_close(few.weight[:, 1:], torch.eye(6)[:, 1:])
     torch.testing.assert_close(few.weight[:, 0], torch.full((6,), 2.0), rtol=0, atol=1e-2)
-    narrow = make_projection(stage_of(MAPPED), 6, 4)
+    narrow = make_projection(args, 6, 4)
     narrow.start(student, teacher)
     assert torch.equal(narrow.weight, torch.eye(4, 6))
 
