@@ -304,7 +304,7 @@ def test_a_map_to_a_wide_teacher_starts_at_the_least_squares_of_the_first_batch(
     teacher[:, :6] += student @ torch.randn(6, 6, generator=generator)
     projection.start(student, teacher)
     expected = torch.linalg.lstsq(student, teacher[:, :6]).solution
-    torch.testing.assert_close(projection(student), student @ expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close(projection(student), student @ expected, rtol=0, atol=5e-2)
     # Once only, and never after a resume.
     before = projection.weight.clone()
     projection.start(student, -teacher)
