@@ -264,11 +264,8 @@ def _static_model(args: StageArguments, start: ModelRef, tokenizer: PreTrainedTo
     keys = "lora prune_to trim_vocabulary compile activation_checkpointing push_checkpoints fsdp deepspeed"
     if given := next((key for key in keys.split() if getattr(args, key)), None):
         raise UserError(f"key {given!r} does not go with a static model, which {args.model} is; take it out")
-    if args.instructions and args.process_index == 0:
-        logger.warning(
-            "key 'instructions': in the mean of a static model an instruction only shifts all queries in one "
-            "direction; write 'instructions: false'"
-        )
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise UserError(f"key 'model': {args.model} is static and not sharded; launch it with training/launch/ddp.yaml")
     return load_static(start, "key 'model'", tokenizer)
 
 
@@ -325,12 +322,13 @@ def make_trainer(
     if args.process_index == 0:
         level, line = (logging.INFO, saved.line()) if saved.is_trained else (logging.WARNING, saved.warning())
         logger.log(level, "stage %s: %s", stage.name, line)
+        if isinstance(model, StaticModel) and saved.prompts["query"]:
+            shifts = "it shifts the means of all queries of a static model alike; write 'instructions: false'"
+            logger.warning("stage %s: query prompt: %s", stage.name, shifts)
     with user_error(f"stage {stage.name!r}: the training cannot be set up"):
         trainer = F2LLMTrainer(model, args, sources, tokenizer, saved.prompts, distillation)
     if args.lora and trainer.is_deepspeed_enabled:
         raise UserError(f"stage {stage.name!r}: adapters are not trained under DeepSpeed; launch it with DDP or FSDP2")
-    if isinstance(model, StaticModel) and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise UserError(f"stage {stage.name!r}: a static model is not sharded; launch it with training/launch/ddp.yaml")
     if not trainer.is_fsdp_enabled and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
         logger.warning("FSDP is not available on this device: accelerate runs DDP, every process holds the whole model")
     return trainer
