@@ -122,8 +122,8 @@ def distil_static(folder: Path, output: Path, dimensions: int | None = None, pre
 
     A token is read as a document of one token, under the document prompt, with what the tokenizer puts around a text.
     Bytes and parts of words are tokens like others; special tokens get zeros, which change no direction of a mean.
-    ``prepared`` holds prepared sources whose tokens say the frequencies; without, tokens are taken to be ordered by
-    frequency and Zipf's law gives it. The dimensions are in the order of their variance, so that they can be truncated.
+    ``prepared`` holds sources prepared with its tokenizer, which say the frequencies; without, tokens are taken to be
+    ordered by frequency, and Zipf's law gives it. Dimensions are ordered by variance, so that they can be truncated.
 
     The result has no prompts: in a mean, a prompt only shifts all texts in one direction.
     """
@@ -131,7 +131,6 @@ def distil_static(folder: Path, output: Path, dimensions: int | None = None, pre
     reference = resolve(str(folder), "FOLDER")
     if is_static(reference):
         raise UserError(f"{folder}: is a static model already; name the model to distil")
-    # Small: what it is made of decides whether an output is the same.
     record = {"backend": "static", "dimensions": dimensions, "model": reference.identity}
     record["prepared"] = sorted(path.parent.name for path in _descriptions(prepared)) if prepared else None
     with recorded_folder(output, _RECORD, record) as partial:
