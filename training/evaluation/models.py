@@ -29,7 +29,7 @@ from training.common.errors import UserError
 from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
 from training.models.devices import SharedEncoder
-from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
+from training.models.encoders import TRUST_OPTION, limit_length, load_encoder, pooling_of
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
 
@@ -114,11 +114,13 @@ def load_model(
     parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
     options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
     record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
-    facts = (model.dtype, pooling_of(model), model.max_seq_length, used.template or used.own)
+    # A static model names no limit.
+    length = min(max_length, model.max_seq_length)
+    facts = (model.dtype, pooling_of(model), length, used.template or used.own)
     logger.info("%s: %s, pooled by %s, texts of at most %d tokens; prompts: %r", name, *facts)
     if known is None:
         public = "/".join(Path(found.place).resolve().parts[-2:]) if found.revision is None else found.place
-        fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": model.max_seq_length}
+        fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": length}
         known = ModelMeta.create_empty({**fields, "framework": ["Sentence Transformers", "PyTorch"]})
     # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
@@ -159,7 +161,7 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any], max
         model.tokenizer.padding_side = options["padding_side"]
     if not options.get("include_prompt", True):
         model.set_pooling_include_prompt(include_prompt=False)
-    model.max_seq_length = min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length)
+    limit_length(model, min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length))
     return model
 
 

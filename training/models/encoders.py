@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from transformers import PreTrainedModel
 
@@ -35,7 +35,7 @@ TRUST_OPTION = "add --trust-remote-code if you trust it"
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # Modules of this package's models. Code counts as foreign with any other: Dense, for one, calls the activation_function
 # that its settings name.
-_MODULES = (".Transformer", ".Pooling", ".Normalize")
+_MODULES = (".Transformer", ".Pooling", ".Normalize", ".StaticEmbedding")
 
 
 def load_encoder(
@@ -100,7 +100,17 @@ def pooling_of(model: SentenceTransformer) -> str:
     """Describe how a model reduces token embeddings to one."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
     flat = [each for mode in modes for each in ([mode] if isinstance(mode, str) else mode)]
-    return " and ".join(flat) or type(model[-1]).__name__
+    static = "the mean of token embeddings" if isinstance(model[0], StaticEmbedding) else type(model[-1]).__name__
+    return " and ".join(flat) or static
+
+
+def limit_length(model: SentenceTransformer, tokens: int) -> None:
+    """Let a model cut texts after so many tokens."""
+    # Its property cannot be set.
+    if isinstance(model[0], StaticEmbedding):
+        model[0].tokenizer.enable_truncation(tokens)
+    else:
+        model.max_seq_length = tokens
 
 
 def _missing_weight(model: SentenceTransformer) -> str | None:
@@ -247,5 +257,5 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
             most = model.max_seq_length
             what = f"--max-length {miner.max_length}: {miner.model} reads {most} tokens at most"
             raise UserError(f"{what}; give --max-length {most}")
-        model.max_seq_length = miner.max_length
+        limit_length(model, miner.max_length)
     return model

@@ -91,8 +91,14 @@ def packed_texts(source: PreparedSource, positions: np.ndarray, max_tokens: int)
 
 
 def embed_chunk(model: nn.Module, input_ids: Tensor, lengths: list[int]) -> Tensor:
-    """``(n, d)`` unnormalised embeddings of the ``n`` texts packed in ``(1, T)`` ids: the last token of each."""
-    hidden = model(input_ids=input_ids, sequence_lengths=lengths).last_hidden_state[0]
+    """``(n, d)`` unnormalised embeddings of the ``n`` texts packed in ``(1, T)`` ids: the last token of each.
+
+    A static model, of which a text has no hidden states, returns them itself.
+    """
+    output = model(input_ids=input_ids, sequence_lengths=lengths)
+    if isinstance(output, Tensor):
+        return output
+    hidden = output.last_hidden_state[0]
     return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
 
 

@@ -38,6 +38,7 @@ from training.models.model_folder import (
 )
 from training.models.model_folder import read_json as read_settings
 from training.models.model_ref import MERGED_ADAPTER, why_not_last_token
+from training.models.static import is_static
 from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, read_json, write_json
 
 CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
@@ -175,6 +176,8 @@ def read_model_files(folder: Path, weights: Path | None = None) -> ModelFiles:
     """Look at the folder of a whole model, whose ``weights`` may lie in another."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
+    if is_static(str(folder)):
+        raise UserError(f"{folder}: is static and not packed; load it with SentenceTransformer and call push_to_hub")
     sentences, modules = read_sentence_files(folder)
     tokenizer, config = _load(folder, "pack another state of the run")
     width, named = config.hidden_size, read_json(folder / CONFIG).get("auto_map")
