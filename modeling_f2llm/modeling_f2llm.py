@@ -5,6 +5,8 @@ This file travels with every released model as remote code: it imports torch, tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .configuration_f2llm import F2LLMConfig
+from .configuration_f2llm import F2LLMConfig, keep_layers
 from .layers import adopt_layers
 from .packing import (
     BOUNDARY_NAMES,
@@ -45,12 +47,19 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
+    ``num_hidden_layers=8``, given in the same places, loads the first eight layers alone: of a model with exits
+    (``config.exit_layers``) a whole smaller model. Stock Qwen3 takes it as a field of its configuration.
+
     A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
     OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
 
     Args:
         config: The shape of the model.
         compile: Whether to compile with ``torch.compile``. On a CPU that needs a C++ compiler.
+        num_hidden_layers: Layers to keep, the first ones; all of the configuration's if None.
+
+    Raises:
+        ValueError: If the model has not so many layers.
 
     Example:
         >>> import torch
@@ -65,7 +74,12 @@ class F2LLMModel(Qwen3Model):
     config_class = F2LLMConfig
     _no_split_modules = ("F2LLMDecoderLayer",)
 
-    def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
+    def __init__(self, config: F2LLMConfig, compile: bool = False, num_hidden_layers: int | None = None) -> None:
+        count = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
+        # `from_pretrained` changes the number alone, if that is what it was given.
+        if count != len(config.layer_types):
+            config = deepcopy(config)
+            keep_layers(config, count)
         super().__init__(config)
         # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would never
         # update that token's embedding.
@@ -110,6 +124,7 @@ class F2LLMModel(Qwen3Model):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        exit_layers: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
         """Encodes a padded or an already packed batch.
@@ -124,6 +139,8 @@ class F2LLMModel(Qwen3Model):
                 all.
             inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
             use_cache: See ``past_key_values``.
+            exit_layers: Numbers of layers. ``hidden_states`` are then what models of only so many of these layers put
+                out: the states after each, through the final norm.
             **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
                 batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
 
@@ -135,6 +152,16 @@ class F2LLMModel(Qwen3Model):
             ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, the boundaries of a packed
                 batch do not fit it, or a packed batch is traced.
         """
+        if exit_layers is not None:
+            kwargs |= {"output_hidden_states": list(exit_layers), "return_dict": True}
+            outputs = self.forward(
+                input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+            )
+            depth, states = self.config.num_hidden_layers, outputs.hidden_states
+            outputs.hidden_states = tuple(
+                outputs.last_hidden_state if layer == depth else self.norm(states[layer]) for layer in exit_layers
+            )
+            return outputs
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         inputs = inputs_embeds if input_ids is None else input_ids
