@@ -1,7 +1,8 @@
-"""Export a model for ONNX Runtime, OpenVINO or llama.cpp.
+"""Export a model for ONNX Runtime, OpenVINO or llama.cpp, or its first layers as a smaller model.
 
     python training/export.py runs/mine/model --backend onnx --precision int8 --output mine-onnx
     python training/export.py runs/mine/model --backend gguf --dtype f16 --output mine.gguf
+    python training/export.py runs/mine/model --layers 8 --output mine-8-layers
 
 onnx and openvino run in their own environments, because the optimum libraries need an older transformers; see
 training/models/README.md.
@@ -24,7 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("export.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; for gguf the file")
-    parser.add_argument("--backend", choices=["onnx", "openvino", "gguf"], required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--backend", choices=["onnx", "openvino", "gguf"])
+    what.add_argument("--layers", type=int, help="write a model of the first layers, such as one of its exits")
     parser.add_argument("--precision", choices=["fp32", "int8"], help="of onnx and openvino (fp32)")
     parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], help="of the matrices of gguf (f16)")
     return parser
@@ -37,6 +40,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.layers is not None:
+        if unread := [f"--{name}" for name in ("precision", "dtype") if getattr(arguments, name)]:
+            raise UserError(f"{unread[0]} has no effect with --layers; leave it out")
+        from training.models.smaller import export_smaller
+
+        export_smaller(arguments.folder, arguments.output, arguments.layers)
+        return
     gguf = arguments.backend == "gguf"
     option, value = ("--precision", arguments.precision) if gguf else ("--dtype", arguments.dtype)
     if value is not None:

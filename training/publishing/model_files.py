@@ -156,7 +156,8 @@ class ModelFiles:
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return {name: getattr(self.config, name) for name in _SHAPE} if self.config else {}
+        exits = {"exit_layers": self.config.exit_layers} if self.config and self.config.exit_layers else {}
+        return {**{name: getattr(self.config, name) for name in _SHAPE}, **exits} if self.config else {}
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a release's record."""
