@@ -77,10 +77,15 @@ class F2LLMModel(Qwen3Model):
     def __init__(self, config: F2LLMConfig, compile: bool = False, num_hidden_layers: int | None = None) -> None:
         count = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
         # `from_pretrained` changes the number alone, if that is what it was given.
+        left_out = range(count, len(config.layer_types))
         if count != len(config.layer_types):
             config = deepcopy(config)
             keep_layers(config, count)
         super().__init__(config)
+        if left_out:
+            # Otherwise transformers warns of each of their weights.
+            own = {rf"layers\.{layer}\." for layer in left_out}
+            self._keys_to_ignore_on_load_unexpected = own.union(self._keys_to_ignore_on_load_unexpected or ())
         # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would never
         # update that token's embedding.
         self.embed_tokens.padding_idx = None

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMModel
 from tests.modeling_f2llm.comparing import LENGTHS, assert_same, gradients_of, real
@@ -71,6 +72,25 @@ def test_hidden_states_equal_stock(tiny_model, stock_model, batch):
     assert torch.equal(tiny_model(**batch).hidden_states[1], actual[1])
     for ours, theirs in zip(actual, expected, strict=True):
         assert_same(ours, real(theirs, batch))
+
+
+def test_exits_equal_models_of_fewer_layers(tiny_model, saved_folder, batch):
+    first, whole = tiny_model(**batch, exit_layers=[1, 2]).hidden_states
+    assert torch.equal(whole, tiny_model(**batch).last_hidden_state)
+    models = F2LLMModel.from_pretrained(saved_folder, num_hidden_layers=1), F2LLMModel(tiny_model.config, False, 1)
+    models[1].load_state_dict(tiny_model.state_dict(), strict=False)
+    for model in models:
+        assert_same(model.eval()(**batch).last_hidden_state, first)
+        assert (model.config.num_hidden_layers, model.config.layer_types) == (1, ["full_attention"])
+    stock = Qwen3Model.from_pretrained(saved_folder, num_hidden_layers=1).eval()
+    assert_same(real(stock(**batch).last_hidden_state, batch), first)
+    assert tiny_model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_layers_that_a_model_lacks_are_refused(saved_folder, layers):
+    with pytest.raises(ValueError, match=f"between 1 and the model's 2, got {layers}"):
+        F2LLMModel.from_pretrained(saved_folder, num_hidden_layers=layers)
 
 
 @pytest.mark.parametrize("asked_in", ["call", "config"])

@@ -65,8 +65,9 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     model = make_model(args, tokenizer)
     _settle_learning_rate(stage, model.num_parameters())
     width = model.config.hidden_size
-    # Refuses widths that do not fit.
+    # Refuse widths and layers that do not fit.
     args.train_dims(width)
+    args.train_exits(model.config.num_hidden_layers)
     teacher = inspect_teacher(args, tokenizer, width) if args.needs_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
