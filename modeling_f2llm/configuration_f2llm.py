@@ -93,6 +93,7 @@ class F2LLMConfig(Qwen3Config):
         matryoshka_dimensions: Widths that were trained, widest first; all powers of two from 8 up and ``hidden_size``
             when left out.
         exit_layers: Numbers of layers that make models of their own, ascending; None if only all of them do.
+        embedding_ranks: Ranks at which factorised token embeddings were trained, ascending; None without factors.
 
     Raises:
         StrictDataclassClassValidationError: If a matryoshka dimension is larger than ``hidden_size`` or not positive.
@@ -108,6 +109,7 @@ class F2LLMConfig(Qwen3Config):
     is_matryoshka: bool = True
     matryoshka_dimensions: list[int] | None = None
     exit_layers: list[int] | None = None
+    embedding_ranks: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -134,9 +136,9 @@ class F2LLMConfig(Qwen3Config):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As Qwen3Config's, without ``exit_layers`` if there are none."""
-        fields = super().to_dict()
-        return fields if fields.get("exit_layers") else {k: v for k, v in fields.items() if k != "exit_layers"}
+        """As Qwen3Config's, without exits and ranks if there are none."""
+        optional = ("exit_layers", "embedding_ranks")
+        return {name: value for name, value in super().to_dict().items() if value or name not in optional}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Writes ``config.json`` under the architecture that every Qwen3 loader knows."""
@@ -178,7 +180,7 @@ class F2LLMConfig(Qwen3Config):
 
 
 def _init_without_dataclass(self: F2LLMConfig, **fields: Any) -> None:
-    names = ("is_matryoshka", "matryoshka_dimensions", "exit_layers")
+    names = ("is_matryoshka", "matryoshka_dimensions", "exit_layers", "embedding_ranks")
     own = {name: fields.pop(name, getattr(F2LLMConfig, name)) for name in names}
     defaults = {name: getattr(F2LLMConfig, name) for name in ("use_cache", "tie_word_embeddings")}
     Qwen3Config.__init__(self, **{**defaults, **fields})

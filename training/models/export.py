@@ -90,7 +90,8 @@ def write_settings(folder: Path, weights: WeightFiles, target: Path) -> None:
         raise UserError(f"{folder}: model_type is {config.get('model_type')!r}; only 'qwen3' is exported")
     check_tokenizer_file(folder)
     copy_settings(folder, target, "README.md")
-    config.pop("auto_map", None)
+    for name in ("auto_map", "embedding_ranks"):
+        config.pop(name, None)
     (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     # transformers also reads a model that was saved as a language model, with these names.
     shapes = {name.removeprefix("model."): shape for name, shape in weights.shapes.items() if name != "lm_head.weight"}

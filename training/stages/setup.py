@@ -252,6 +252,13 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
             model = load_whole_model(args.model, train_adapter=True, **options)
         else:
             model = F2LLMModel._from_config(config, dtype=torch.float32, **options)
+    rank = max(model.config.embedding_ranks or [0])
+    if args.prunes and rank:
+        # What is cut is one matrix.
+        model.factorize_embeddings(None)
+    elif args.embedding_ranks and max(args.embedding_ranks) != rank and not args.prunes:
+        with user_error("key 'embedding_ranks'", f"give ranks up to {min(config.hidden_size, config.vocab_size)}"):
+            model.factorize_embeddings(args.embedding_ranks)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -33,11 +34,11 @@ from modeling_f2llm.losses import (
     matryoshka_weights,
     score_distillation_loss,
 )
-from training.common.keyed import keyed_bits
+from training.common.keyed import keyed_bits, keyed_uniform
 from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import batch_chunks, embed_chunk, gather_rows
 
-_DROPOUT = 31
+_DROPOUT, _RANK = 31, 32
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,12 @@ def _sides(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
         near = torch.zeros(len(distinct), len(distinct), dtype=torch.bool, device=texts.device)
         near[place[one], place[other]] = True
         yield distinct, near
+
+
+def draw_rank(ranks: Sequence[int], *key: int) -> int:
+    """Draw one of ascending ranks, each as often as its share of their sum, as ML-Embed's code (arXiv 2605.15081)."""
+    ends = np.cumsum(ranks)
+    return ranks[int(np.searchsorted(ends, keyed_uniform(_RANK, *key) * ends[-1], side="right"))]
 
 
 def draws_dropout(model: Any) -> bool:

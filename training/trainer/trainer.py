@@ -27,7 +27,7 @@ from training.models.encoding import embed_batch
 from training.trainer.batches import PackedCollator, PreparedRows, batch_sampler
 from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
-from training.trainer.step import CachedStep, Objective, draws_dropout
+from training.trainer.step import CachedStep, Objective, draw_rank, draws_dropout
 from training.trainer.stopping import Interruption, outlive_signals
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,9 @@ class F2LLMTrainer(SavingTrainer):
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
         model.config.exit_layers = self.exits
+        if model.config.embedding_ranks:
+            # Without the key, factors are trained as a whole.
+            model.config.embedding_ranks = sorted(args.embedding_ranks or model.config.embedding_ranks[-1:])
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         # Sum and number of each term, each source's loss, and what else is noted of a step.
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
@@ -168,8 +171,13 @@ class F2LLMTrainer(SavingTrainer):
             with self.accelerator.autocast():
                 teacher = self.distillation.targets(batch)
         key = (self.args.seed, self.state.global_step)
+        embed_tokens = self.accelerator.unwrap_model(model).embed_tokens
+        if ranks := self.accelerator.unwrap_model(model).config.embedding_ranks:
+            embed_tokens.rank = draw_rank(ranks, *key)
         step = CachedStep(self.accelerator, model, self.accelerator.autocast, key, self.exits)
         loss, self._gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        if ranks:
+            embed_tokens.rank = ranks[-1]
         self.last_batch = batch
         self.console.count(batch["tokens"])
         self.watch.loss(self.state.global_step + 1, batch, loss.item(), self._gradients)
