@@ -138,7 +138,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     spread_weight: float = learnt(0.0, "Factor of a term that spreads unrelated texts of retrieval.", least=0)
     quantized: str | None = learnt(None, "Factors of terms on quantized vectors, as JSON: int8 and binary.")
     embedding_ranks: list[int] | None = learnt(
-        None, "Factorise the token embeddings; ranks trained, one a step.", least=1, resume="never"
+        None, "Factorise the token embeddings; ranks trained, one a step.", resume="never"
     )
     exit_layers: list[str] | None = learnt(None, "Layers trained as exits, or auto: 1, 2, 4, 8, 16, 24, …, the last.")
 

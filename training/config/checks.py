@@ -162,6 +162,7 @@ def _faults(a: Any) -> list[tuple[Any, str]]:
         (a.compile and a.lora_dora, "key 'compile': torch compiles DoRA again for every layer; take it out"),
         (a.prunes and a.model is None, f"{cut}; give it as 'model'"),
         (a.prunes and a.lora, f"{cut} and train nothing; take 'lora' out"),
+        (min(a.embedding_ranks or [1]) < 1, f"key 'embedding_ranks': {a.embedding_ranks} must be at least 1 each"),
         (a.lora and a.embedding_ranks, "key 'embedding_ranks': an adapter trains no token embeddings; take 'lora' out"),
         (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
         (a.mine and not (a.miner or a.model), "key 'mine': a new model finds no negatives; give another as 'miner'"),
