@@ -25,9 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("export.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; for gguf the file")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--backend", choices=["onnx", "openvino", "gguf"])
-    what.add_argument("--layers", type=int, help="write a model of the first layers, such as one of its exits")
+    parser.add_argument("--backend", choices=["onnx", "openvino", "gguf"])
+    parser.add_argument("--layers", type=int, help="without --backend: the first layers as a model, such as an exit")
+    parser.add_argument("--rank", type=int, help="without --backend: factorised token embeddings at a lower rank")
     parser.add_argument("--precision", choices=["fp32", "int8"], help="of onnx and openvino (fp32)")
     parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], help="of the matrices of gguf (f16)")
     return parser
@@ -40,13 +40,18 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    if arguments.layers is not None:
-        if unread := [f"--{name}" for name in ("precision", "dtype") if getattr(arguments, name)]:
-            raise UserError(f"{unread[0]} has no effect with --layers; leave it out")
+    given = {name for name in ("layers", "rank", "precision", "dtype") if getattr(arguments, name) is not None}
+    if arguments.backend is None:
+        if not given & {"layers", "rank"}:
+            raise UserError("nothing to export; give --backend, or --layers and --rank of a smaller model")
+        if unread := sorted(given - {"layers", "rank"}):
+            raise UserError(f"--{unread[0]} has no effect without --backend; leave it out")
         from training.models.smaller import export_smaller
 
-        export_smaller(arguments.folder, arguments.output, arguments.layers)
+        export_smaller(arguments.folder, arguments.output, arguments.layers, arguments.rank)
         return
+    if unread := sorted(given & {"layers", "rank"}):
+        raise UserError(f"--{unread[0]} makes a smaller model, which can then be exported; leave --backend out first")
     gguf = arguments.backend == "gguf"
     option, value = ("--precision", arguments.precision) if gguf else ("--dtype", arguments.dtype)
     if value is not None:

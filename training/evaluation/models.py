@@ -29,7 +29,15 @@ from training.common.errors import UserError
 from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
 from training.models.devices import SharedEncoder
-from training.models.encoders import TRUST_OPTION, exit_sizes, load_encoder, pooling_of, trained_exits, with_exits
+from training.models.encoders import (
+    TRUST_OPTION,
+    exit_sizes,
+    load_encoder,
+    pooling_of,
+    trained_exits,
+    unused_parameters,
+    with_exits,
+)
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
 
@@ -97,24 +105,28 @@ def load_model(
     trust_remote_code: bool = False,
     devices: Sequence[str] = (),
     layers: Sequence[int] | None = None,
+    rank: int | None = None,
 ) -> EvaluatedModel:
     """Load a model (folder, run or Hub name), as mteb's registry describes it if the model is in the registry.
 
     ``prompts`` are ``published``: F2LLM-v2's for mteb's tasks; ``model``: those saved with the model; or ``auto``: the
     registry's, or the published ones for a model trained with such instructions, or else the model's own. ``layers``
-    are the exits that are evaluated beside the whole model; an empty list stands for those that were trained.
+    are the exits that are evaluated beside the whole model; an empty list stands for those that were trained. ``rank``
+    is that of factorised token embeddings.
     """
     known = None if Path(name).is_dir() else MODEL_REGISTRY.get(name)
     options = registered_options(known) if known is not None else {}
     found = resolve(name, "MODEL", revision or (known and known.revision))
-    encoder = SharedEncoder(partial(_load, found, trust_remote_code, options, max_length, layers), devices)
+    encoder = SharedEncoder(partial(_load, found, trust_remote_code, options, max_length, layers, rank), devices)
     model = encoder.model
     used = _prompts(prompts, options, model)
     # Options that change the embeddings are part of the label and of the key in mteb's cache.
     experiment = {"prompts": prompts} if prompts != "auto" else {}
     experiment |= {"max_length": max_length} if max_length != DEFAULT_MAX_LENGTH else {}
     experiment |= {"pooling": "lasttoken"} if reads_as_ours(found.place, found.revision) else {}
-    parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
+    experiment |= {"rank": rank} if rank else {}
+    unused, width = unused_parameters(model), int(model.get_embedding_dimension())
+    parameters = sum(each.numel() for each in model.parameters()) - unused
     options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
     record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
     facts = (model.dtype, pooling_of(model), model.max_seq_length, used.template or used.own)
@@ -125,8 +137,8 @@ def load_model(
         known = ModelMeta.create_empty({**fields, "framework": ["Sentence Transformers", "PyTorch"]})
     # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
-    sizes = exit_sizes(model).items()
-    exits = {layers: record if size == parameters else record.of_exit(layers, size) for layers, size in sizes}
+    sizes = {layers: size - unused for layers, size in exit_sizes(model).items()}
+    exits = {layers: record if size == parameters else record.of_exit(layers, size) for layers, size in sizes.items()}
     return EvaluatedModel(record, EmbeddingStore(encoder), known.model_copy(update=update), used, exits)
 
 
@@ -147,12 +159,15 @@ def _load(
     options: dict[str, Any],
     max_length: int,
     layers: Sequence[int] | None = None,
+    rank: int | None = None,
 ) -> SentenceTransformer:
     model_options = dict(options.get("model_kwargs") or {})
     # Whether its code runs is the user's choice.
     model_options.pop("trust_remote_code", None)
     if (dtype := model_options.pop("torch_dtype", model_options.get("dtype"))) is not None:
         model_options["dtype"] = getattr(dtype, "value", dtype)
+    if rank is not None:
+        model_options["embedding_rank"] = rank
     model = load_encoder(
         found,
         "MODEL",

@@ -85,11 +85,12 @@ def _evaluate(args: Namespace) -> None:
     for (name, revision), shown in names.items():
         evaluation.failures.pop(f"{shown}: all", None)
         try:
-            options = (args.max_length, args.prompts, args.trust_remote_code, args.devices, args.layers)
-            model = load_model(name, revision, *options)
-            with closing(model.store.encoder):
-                evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
-            done += [model.record.label, *(record.label for record in model.exits.values())]
+            for rank in args.ranks:
+                options = (args.max_length, args.prompts, args.trust_remote_code, args.devices, args.layers, rank)
+                model = load_model(name, revision, *options)
+                with closing(model.store.encoder):
+                    evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
+                done += [model.record.label, *(record.label for record in model.exits.values())]
         except UserError as error:
             if len(names) == 1:
                 raise

@@ -129,6 +129,13 @@ def exit_sizes(model: SentenceTransformer) -> dict[int, int]:
     return next((module.sizes for module in model if isinstance(module, _Exits)), {})
 
 
+def unused_parameters(model: SentenceTransformer) -> int:
+    """Return the parameters of columns of factorised token embeddings beyond the rank in use."""
+    # The class of a model's own code is another than this package's.
+    found = [each for each in model.modules() if type(each).__name__ == "LowRankEmbedding"]
+    return sum((e.left.embedding_dim - e.rank) * (e.left.num_embeddings + e.right.out_features) for e in found)
+
+
 def trained_exits(model: SentenceTransformer) -> list[int]:
     """Return the numbers of layers that a model was trained to end after; none if only its last."""
     return list(getattr(getattr(model[0], "config", None), "exit_layers", None) or ())
