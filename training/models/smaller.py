@@ -102,10 +102,8 @@ def _take_rank(tensors: dict[str, Tensor], weights: WeightFiles, config: F2LLMCo
     """Put the leading columns of the factors of the token embeddings in the place of their product."""
     ranks = config.embedding_ranks or []
     if rank not in ranks:
-        trained = (
-            f"it was trained at {', '.join(map(str, ranks))}" if ranks else "it has no factors; train some with it"
-        )
-        raise UserError(f"--rank {rank}: {folder} lacks this rank of token embeddings; {trained} ('embedding_ranks')")
+        trained = f"it was trained at {', '.join(map(str, ranks))}" if ranks else "train with 'embedding_ranks' first"
+        raise UserError(f"--rank {rank}: the token embeddings of {folder} have no factors of this rank; {trained}")
     del tensors[EMBEDDINGS]
     for name in FACTORS:
         tensors[name] = weights.read(name)[:, :rank].contiguous()

@@ -122,6 +122,8 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
             {"exit_layers": ["auto"], "gradient_checkpointing": True, "gradient_checkpointing_kwargs": REENTRANT},
             ["'exit_layers'", "use_reentrant"],
         ),
+        ({"embedding_ranks": [0, 8]}, ["'embedding_ranks'", "at least 1"]),
+        (LORA | {"embedding_ranks": [8]}, ["'embedding_ranks'", "take 'lora' out"]),
         (LORA | {"push_checkpoints": "org/name"}, ["'push_checkpoints'", "hold an adapter alone"]),
     ],
 )

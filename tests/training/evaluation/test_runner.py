@@ -107,6 +107,18 @@ def test_exits_are_models_of_one_encoding(folder, run, out, sentences, monkeypat
     assert run("--layers", "3") == 2
 
 
+def test_ranks_of_token_embeddings_are_models_too(folder, run, out):
+    model = F2LLMModel.from_pretrained(folder)
+    model.factorize_embeddings([8, 16])
+    model.save_pretrained(folder)
+    assert run("--layers", "1", "--ranks", "8", "16") == 0
+    sizes = {each.label: each.parameters for each in load_evaluation(out).models}
+    names = [f"{folder} (rank {rank}{layers})" for rank in (8, 16) for layers in (", 1 layer", "")]
+    assert list(sizes) == names
+    # Columns of 320 tokens and 32 channels.
+    assert sizes[names[2]] - sizes[names[0]] == sizes[names[3]] - sizes[names[1]] == 8 * (320 + 32)
+
+
 def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, run, out, sentences, encoded):
     options = ["--dims", "32", "8", "--precisions", "float32", "int8", "binary"]
     assert run(*options) == 0

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from modeling_f2llm import F2LLMModel
 from training.data.manifest import TASK_TYPES
 from training.models.encoding import embed_batch, embed_chunk, lay_out
-from training.trainer.step import CachedStep, Objective
+from training.trainer.step import CachedStep, Objective, draw_rank
 
 TEXTS, ROWS, WIDTH = 26, 7, 32
 # One chunk; several; one text in each.
@@ -134,6 +134,13 @@ def test_all_exits_of_a_chunked_pass_are_those_of_shorter_models(tiny_model, max
     assert_equal(lengths, wanted_gradient.norm(dim=1))
     for name, gradient in gradients(tiny_model).items():
         assert_equal(gradient, wanted[name], name)
+
+
+def test_ranks_are_drawn_in_proportion_by_the_step():
+    drawn = [draw_rank([8, 24, 32], 0, step) for step in range(2000)]
+    assert drawn == [draw_rank([8, 24, 32], 0, step) for step in range(2000)]
+    for rank in (8, 24, 32):
+        assert drawn.count(rank) / 2000 == pytest.approx(rank / 64, abs=0.04)
 
 
 def test_missing_negatives_are_in_no_term():
