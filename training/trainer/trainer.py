@@ -75,7 +75,7 @@ class F2LLMTrainer(SavingTrainer):
         model.config.exit_layers = self.exits
         if model.config.embedding_ranks:
             # Without the key, factors are trained as a whole.
-            model.config.embedding_ranks = sorted(args.embedding_ranks or model.config.embedding_ranks[-1:])
+            model.config.embedding_ranks = sorted({*(args.embedding_ranks or model.config.embedding_ranks[-1:])})
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         # Sum and number of each term, each source's loss, and what else is noted of a step.
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
