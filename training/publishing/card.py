@@ -238,7 +238,8 @@ def _exit_facts(release: ModelRelease, evaluation: Evaluation) -> dict[str, Any]
         return None
     found, byte = [], _BYTES[release.dtype]
     for record in evaluation.models:
-        if record.name == release.name and record.revision is None and record.parameters:
+        # A packed model has no factors of its token embeddings.
+        if record.name == release.name and record.parameters and "rank" not in record.options:
             size, layers = record.parameters * byte / 1e6, record.layers or exits[-1]
             for precision, line in dimension_points(evaluation, record.label).items():
                 found += [(size, layers, dim, precision, bytes_per_vector(dim, precision), s) for dim, s in line]
