@@ -99,7 +99,7 @@ def test_exits_are_offered_with_what_to_choose_for_a_budget(tmp_path):
         cell for line in card.splitlines() if line.startswith("| 0.02 | 1 |") for cell in line.split("|")[3:-1]
     ] == [
         *(" 16 ", " float32 ", " 64 ", " 17.5 "),
-        *(" 32 ", " float32 ", " 128 ", " 23.8 "),
+        *(" 32 ", " float32 ", " 128 ", " 25.0 "),
     ]
     assert rows_of(card, "0.042")[1:] == ["2", "8", "binary", "1", "10.0"]
     assert "Fewer layers" not in model_card(write_release(tmp_path / "other", make_release()), NAME)
