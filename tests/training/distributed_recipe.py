@@ -25,6 +25,7 @@ STAGES: dict[str, dict[str, Any]] = {
     | {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0},
     "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},
     "projected": {"teacher": "NARROW", "teacher_projection": True},
+    "exits": {"exit_layers": "auto", "teacher": "TEACHER", "mask_false_negatives": 0.0} | {"embedding_ranks": [8, 16]},
     "lora": {"lora": True, "lora_rank": 4, "teacher": "TEACHER"},
     "dora": {"lora": True, "lora_rank": 4, "lora_dora": True},
     # Two texts: with four processes, two have none.

@@ -70,11 +70,14 @@ class EmbeddingStore:
         self.read: dict[Any, Any] = {}
         self._routes = any(isinstance(module, Router) for module in self.model)
         self._rows: dict[tuple[str | None, str, str], int] = {}
-        self._embeddings = np.empty((0, self.width), np.float32)
+        self._embeddings: Floats | None = None
         self._terminal = sys.stderr
 
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
-        """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
+        """Return the ``(n, width)`` embeddings of texts, or ``(n, exits * width)`` of a model with exits.
+
+        A model with a router encodes a side, query or document.
+        """
         side = side if self._routes else None
         if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
             method = {"query": "encode_query", "document": "encode_document"}.get(side, "encode")
@@ -89,12 +92,12 @@ class EmbeddingStore:
             self.seconds += time.perf_counter() - started
             self.encoded += len(new)
             self._rows.update(((side, prompt, text), number) for number, text in enumerate(new, len(self._rows)))
-            self._embeddings = np.concatenate([self._embeddings, found])
+            self._embeddings = found if self._embeddings is None else np.concatenate([self._embeddings, found])
         return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
 
     def forget(self, most_bytes: int = 0) -> None:
         """Drop the texts that were read, and the embeddings if they take more than ``most_bytes``."""
         self.read.clear()
-        if self._embeddings.nbytes > most_bytes:
+        if self._embeddings is not None and self._embeddings.nbytes > most_bytes:
             self._rows.clear()
-            self._embeddings = self._embeddings[:0]
+            self._embeddings = None

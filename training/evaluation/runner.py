@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stderr
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,12 @@ def _evaluate(args: Namespace) -> None:
     for (name, revision), shown in names.items():
         evaluation.failures.pop(f"{shown}: all", None)
         try:
-            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code, args.devices)
-            with closing(model.store.encoder):
-                evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
-            done.append(model.record.label)
+            for rank in args.ranks:
+                options = (args.max_length, args.prompts, args.trust_remote_code, args.devices, args.layers, rank)
+                model = load_model(name, revision, *options)
+                with closing(model.store.encoder):
+                    evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
+                done += [model.record.label, *(record.label for record in model.exits.values())]
         except UserError as error:
             if len(names) == 1:
                 raise
@@ -143,8 +146,10 @@ def evaluate_model(
     """
     store, label = model.store, model.record.label
     widths = dict.fromkeys(dims or [store.width])
-    views = [EncoderView(model, dim, precision) for precision in dict.fromkeys(precisions) for dim in widths]
-    evaluation.add_model(model.record)
+    combined = product(model.exits or [None], dict.fromkeys(precisions), widths)
+    views = [EncoderView(model, dim, precision, layers) for layers, precision, dim in combined]
+    for record in (*model.exits.values(), model.record):
+        evaluation.add_model(record)
     cache = mteb.ResultCache(output / "mteb")
     for task in (bar := tqdm(tasks, desc=label, unit="task")):
         bar.set_postfix_str(task.metadata.name)
@@ -185,15 +190,16 @@ def _evaluate_task(
     evaluation.failures.pop(whole_task, None)
     evaluation.forget_failures(f"{whole_task}, ")
     for view in views:
-        if _is_known(label, view, task, evaluation):
+        if _is_known(view, task, evaluation):
             continue
         key = whole_task
         try:
             # An aggregate's data are those of its tasks.
             if not task.data_loaded and not isinstance(task, AbsTaskAggregate):
                 task.load_data()
-            key = f"{whole_task}, {view.dimension} dimensions, {view.precision}"
-            _add_scores(label, view, task, evaluation, cache)
+            of_exit = view.label.removeprefix(label)
+            key = f"{whole_task}, {view.dimension} dimensions, {view.precision}{of_exit}"
+            _add_scores(view, task, evaluation, cache)
         # Data and code of a task can raise any exception; the other results must stay.
         except Exception as error:
             evaluation.failures[key] = f"{type(error).__name__}: {in_one_line(error)}"
@@ -202,9 +208,9 @@ def _evaluate_task(
                 return
 
 
-def _is_known(label: str, view: EncoderView, task: AbsTask, evaluation: Evaluation) -> bool:
+def _is_known(view: EncoderView, task: AbsTask, evaluation: Evaluation) -> bool:
     """Return whether the evaluation has all scores of a view on these data, with their examples."""
-    fields = {"model": label, "task": task.metadata.name, "data": task.metadata.revision}
+    fields = {"model": view.label, "task": task.metadata.name, "data": task.metadata.revision}
     scores = evaluation.select(dimension=view.dimension, precision=view.precision, **fields)
     asked = {(split, subset) for split in task.eval_splits for subset in task.hf_subsets}
     if not asked <= {(score.split, score.subset) for score in scores}:
@@ -212,7 +218,7 @@ def _is_known(label: str, view: EncoderView, task: AbsTask, evaluation: Evaluati
     return not has_examples(task) or all(score.key in evaluation.examples for score in scores)
 
 
-def _add_scores(label: str, view: EncoderView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache) -> None:
+def _add_scores(view: EncoderView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache) -> None:
     # Otherwise the samples that clustering draws would depend on earlier views and models.
     for each in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
         set_seed(each.seed)
@@ -230,7 +236,7 @@ def _add_scores(label: str, view: EncoderView, task: AbsTask, evaluation: Evalua
     for split, subset in ((split, subset) for split, subsets in result.scores.items() for subset in subsets):
         name, data = subset["hf_subset"], _data_of(task, split, subset["hf_subset"])
         score = Score(
-            model=label,
+            model=view.label,
             task=task.metadata.name,
             task_type=task.metadata.type,
             subset=name,

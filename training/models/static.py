@@ -48,8 +48,10 @@ class StaticConfig(PreTrainedConfig):
     vocab_size: int = 0
     end_token_id: int = 0
     attention_dropout: float = 0.0
-    # No position is embedded.
+    # No position is embedded, and there are no layers or factors.
     max_position_embeddings: int = 1 << 30
+    num_hidden_layers: int = 0
+    embedding_ranks: list[int] | None = None
 
 
 class StaticModel(PreTrainedModel):

@@ -174,6 +174,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         origin = _origin_of(args, earlier, all_sources)
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
+        args.train_exits(origin.config.num_hidden_layers)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             there = any(each.key == "teacher" and not each.missing for each in inputs)

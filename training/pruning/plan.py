@@ -50,6 +50,8 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
         )
     target.layer_types = list(source.layer_types[:depth])
     target.max_window_layers = min(source.max_window_layers, depth)
+    # The first layers of a cut model embed nothing by themselves until they are trained.
+    target.exit_layers = None
     if source.matryoshka_dimensions is not None:
         target.matryoshka_dimensions = [width, *(dim for dim in source.matryoshka_dimensions if dim < width)]
     target.validate()

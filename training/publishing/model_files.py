@@ -157,7 +157,8 @@ class ModelFiles:
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return {name: getattr(self.config, name) for name in _SHAPE} if self.config else {}
+        exits = {"exit_layers": self.config.exit_layers} if self.config and self.config.exit_layers else {}
+        return {**{name: getattr(self.config, name) for name in _SHAPE}, **exits} if self.config else {}
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a release's record."""
@@ -220,7 +221,10 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     """Copy everything except the weights, which will be ``dtype``, to a folder, readable for older versions, too."""
     source = files.folder
     if files.adapter is None:
-        write_json(folder / CONFIG, clean_config({**read_json(source / CONFIG), "dtype": dtype}))
+        config = {**clean_config(read_json(source / CONFIG)), "dtype": dtype}
+        # The product of factors is packed, not they.
+        config.pop("embedding_ranks", None)
+        write_json(folder / CONFIG, config)
     else:
         write_json(folder / ADAPTER_CONFIG, dict(sorted({**files.adapter, "inference_mode": True}.items())))
     for path in files.code:

@@ -66,8 +66,9 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     model = make_model(args, tokenizer)
     _settle_learning_rate(stage, model.num_parameters())
     width = model.config.hidden_size
-    # Refuses widths that do not fit.
+    # Refuse widths and layers that do not fit.
     args.train_dims(width)
+    args.train_exits(model.config.num_hidden_layers)
     teacher = inspect_teacher(args, tokenizer, width) if args.needs_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
@@ -254,6 +255,13 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
             model = load_whole_model(args.model, train_adapter=True, **options)
         else:
             model = F2LLMModel._from_config(config, dtype=torch.float32, **options)
+    rank = max(model.config.embedding_ranks or [0])
+    if args.prunes and rank:
+        # What is cut is one matrix.
+        model.factorize_embeddings(None)
+    elif args.embedding_ranks and max(args.embedding_ranks) != rank and not args.prunes:
+        with user_error("key 'embedding_ranks'", f"give ranks up to {min(config.hidden_size, config.vocab_size)}"):
+            model.factorize_embeddings(args.embedding_ranks)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model
@@ -261,8 +269,9 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
 
 def _static_model(args: StageArguments, start: ModelRef, tokenizer: PreTrainedTokenizerBase) -> StaticModel:
     """Load a static model; refuse what it has no layers for."""
-    keys = "lora prune_to trim_vocabulary compile activation_checkpointing push_checkpoints fsdp deepspeed"
-    if given := next((key for key in keys.split() if getattr(args, key)), None):
+    keys = ("lora", "prune_to", "trim_vocabulary", "exit_layers", "embedding_ranks")
+    keys += ("compile", "activation_checkpointing", "push_checkpoints", "fsdp", "deepspeed")
+    if given := next((key for key in keys if getattr(args, key)), None):
         raise UserError(f"key {given!r} does not go with a static model, which {args.model} is; take it out")
     if any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
         raise UserError(f"key 'model': {args.model} is static and not sharded; launch it with training/launch/ddp.yaml")

@@ -20,7 +20,7 @@ SCRIPT = ROOT / "training/run_stage.py"
 WORKER = ROOT / "tests/training/distributed_worker.py"
 # The mix holds all task types; of few texts, two processes of four have none.
 FOUR = ["mixed", "distillation", "cached", "few_texts"]
-SHARDED = ["mixed", "distillation", "projected", "few_texts", "lora", "dora"]
+SHARDED = ["mixed", "distillation", "projected", "exits", "few_texts", "lora", "dora"]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_the_stages_train(single, models):
         assert max((weights[name] - start.get(name, 0)).abs().max().item() for name in trained) > 1e-3
     logged = set().union(*losses(single / "distillation"))
     assert {"loss_in_batch", "loss_hard", "loss_distillation", "loss_source/tiny_clustering"} <= logged
+    assert {"loss_exit/1", "loss_exit/2"} <= set().union(*losses(single / "exits"))
 
 
 @pytest.mark.parametrize(("run", "stage"), [*product(["two_processes"], STAGES), *product(["sharded"], SHARDED)])
@@ -141,7 +142,7 @@ def test_a_sharded_run_resumes(tmp_path, sharded, models, stage):
     assert largest_difference(tmp_path / "run" / stage, sharded / stage) <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "dora", "static"])
+@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "exits", "dora", "static"])
 def test_one_process_resumes_a_run_of_two(tmp_path, two_processes, models, stage):
     assert main([str(go_on_with(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)
