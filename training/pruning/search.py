@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import log_softmax, normalize
 from transformers import PreTrainedTokenizerBase
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
@@ -39,6 +39,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 # How many sizes of each dimension are tried: neighbours of a finer grid differ by less than the score can tell.
 _DEPTHS, _WIDTHS = 6, 4
 _VOCABULARIES = (1.0, 0.75, 0.5, 0.25)
+# Texts whose similarities are held at once.
+_MOST_COMPARED = 1024
 # MLP sizes are multiples of it where the model's is: GPUs multiply such matrices fastest.
 _MLP_STEP = 8
 
@@ -217,13 +219,14 @@ def score_shapes(
     texts: Sequence[Sequence[np.ndarray]],
     max_length: int,
     max_tokens: int,
+    temperature: float,
     autocast: bool = False,
 ) -> list[float]:
     """Return the loss of each shape: how a model that is cut to it, and not trained, tells the calibration texts apart.
 
     ``texts`` are the token ids of texts by source. ``ranked`` are token ids, of which a smaller vocabulary keeps the
     first; its tokenizer reads the texts again, at most ``max_length`` tokens of each. ``max_tokens`` are embedded at
-    once. The loss is the mean of :func:`similarity_loss` over the sources.
+    once. The loss is the mean over the sources of :func:`similarity_loss` between the cut model and the whole one.
     """
     expected = _embed(model, texts, max_tokens, autocast)
     losses: dict[Shape, float] = {}
@@ -235,7 +238,8 @@ def score_shapes(
         for shape in (shape for shape in shapes if shape.vocab_size == size):
             target = shape.cut(reader.config)
             found = _embed(apply_plan(reader, target, plan_of(target)), read, max_tokens, autocast)
-            losses[shape] = float(np.mean([similarity_loss(*each) for each in zip(found, expected, strict=True)]))
+            each = [similarity_loss(*pair, temperature) for pair in zip(found, expected, strict=True)]
+            losses[shape] = float(np.mean(each))
     return [losses[shape] for shape in shapes]
 
 
@@ -266,14 +270,20 @@ def _embed(model: F2LLMModel, texts: Sequence[Sequence[np.ndarray]], max_tokens:
     return embedded
 
 
-def similarity_loss(found: Tensor, expected: Tensor) -> float:
-    """``(n, d)`` and ``(n, D)`` normalised embeddings of the same texts → 1 - linear CKA.
+def similarity_loss(found: Tensor, expected: Tensor, temperature: float) -> float:
+    """``(n, d)`` and ``(n, D)`` normalised embeddings of the same texts → how differently they tell the texts apart.
 
-    PLACEHOLDER
+    The mean over texts of the KL divergence of ``softmax(cosines / temperature)`` over the other texts, from that of
+    the expected ones to that of the found ones: what score distillation minimises. Widths compare fairly: only cosines
+    enter, and a model that maps all texts to one place gains nothing. Texts beyond 1,024 are compared in blocks.
     """
-    first, second = found - found.mean(dim=0), expected - expected.mean(dim=0)
-    cross, own, other = (a.T @ b for a, b in ((first, second), (first, first), (second, second)))
-    return 1 - (cross.square().sum() / (own.norm() * other.norm())).item()
+    total = 0.0
+    for ours, theirs in zip(found.split(_MOST_COMPARED), expected.split(_MOST_COMPARED), strict=True):
+        others = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
+        cosines = ((each @ each.T)[others].view(len(ours), -1) / temperature for each in (ours, theirs))
+        own, other = (log_softmax(each, dim=-1) for each in cosines)
+        total += float((other.exp() * (other - own)).sum())
+    return total / len(found)
 
 
 @dataclass(frozen=True)

@@ -380,9 +380,9 @@ def _search_shape(
         [source.tokens(text) for text in drawn]
         for source, drawn in _calibration_texts(sources, args.calibration_texts, args.seed)
     ]
-    most = args.max_tokens_per_forward or _TOKENS_AT_ONCE
-    model.to(args.device)
-    losses = score_shapes(model, tokenizer, ranked, shapes, plan_of, texts, args.max_length, most, autocast=args.bf16)
+    at_once = args.max_tokens_per_forward or _TOKENS_AT_ONCE
+    reads = (texts, args.max_length, at_once, args.temperature, args.bf16)
+    losses = score_shapes(model.to(args.device), tokenizer, ranked, shapes, plan_of, *reads)
     model.cpu()
     search = Search.of(budget, shapes, losses)
     search.save(Path(args.output_dir) / run_folder.PRUNING_SEARCH, model.config)

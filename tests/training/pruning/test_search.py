@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch.nn.functional import normalize
 
 from modeling_f2llm import F2LLMConfig
 from tests.training.pruning.pruned_models import SHAPE, make_model
@@ -22,6 +23,7 @@ from training.pruning.search import (
     possible_shapes,
     score_shapes,
     shapes_line,
+    similarity_loss,
     vocabulary_sizes,
 )
 from training.pruning.vocabulary import rank_tokens, trim_vocabulary
@@ -148,7 +150,7 @@ def _score(model, tokenizer, ranked, texts, shapes, max_tokens=1000, importance=
     def plan_of(target):
         return make_plan(model.config, target, importance, "leading")
 
-    return score_shapes(model, tokenizer, ranked, shapes, plan_of, texts, 32, max_tokens, **keys)
+    return score_shapes(model, tokenizer, ranked, shapes, plan_of, texts, 32, max_tokens, 0.05, **keys)
 
 
 def test_losses_are_those_of_the_cut_models_in_any_chunks(model, importance, tokenizer, texts):
@@ -162,6 +164,21 @@ def test_losses_are_those_of_the_cut_models_in_any_chunks(model, importance, tok
     chunked = _score(model, tokenizer, ranked, texts, shapes[::-1], importance=importance, max_tokens=7)
     np.testing.assert_allclose(chunked[::-1], losses, atol=1e-5)
     assert all(len(source) for source in texts) and not model.training
+
+
+def test_the_loss_compares_cosines_and_not_widths():
+    generator = torch.Generator().manual_seed(0)
+    expected, other = (normalize(torch.randn(5, width, generator=generator), dim=-1) for width in (6, 3))
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
+    assert similarity_loss(torch.cat([expected @ rotation, torch.zeros(5, 2)], dim=1), expected, 0.1) < 1e-5
+    total = 0.0
+    for text in range(5):
+        others = [each for each in range(5) if each != text]
+        p, q = (((e @ e[text])[others] / 0.1).softmax(0) for e in (expected, other))
+        total += (p * (p / q).log()).sum().item()
+    assert similarity_loss(other, expected, 0.1) == pytest.approx(total / 5, rel=1e-4)
+    # One text has nothing to be told apart from.
+    assert similarity_loss(other[:1], expected[:1], 0.1) == 0
 
 
 def test_the_most_frequent_tokens_stay_with_their_parts(model, tokenizer):
