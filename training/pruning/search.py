@@ -280,7 +280,7 @@ def similarity_loss(found: Tensor, expected: Tensor, temperature: float) -> floa
     total = 0.0
     for ours, theirs in zip(found.split(_MOST_COMPARED), expected.split(_MOST_COMPARED), strict=True):
         others = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
-        cosines = ((each @ each.T)[others].view(len(ours), -1) / temperature for each in (ours, theirs))
+        cosines = ((each @ each.T)[others].view(len(ours), len(ours) - 1) / temperature for each in (ours, theirs))
         own, other = (log_softmax(each, dim=-1) for each in cosines)
         total += float((other.exp() * (other - own)).sum())
     return total / len(found)
