@@ -161,7 +161,7 @@ class StageArguments(LoraArguments, TrainingArguments):
     teacher_projection: bool = learnt(False, "Learn a map to the teacher's dimensions; not saved.", resume="never")
 
     # Pruning
-    prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
+    prune_to: str | None = learnt(None, "Cut 'model' to a shape or a budget, as JSON; see training/pruning/README.md.")
     prune_hidden: str | None = learnt(None, "Channels: leading (default after matryoshka), …", choices=HIDDEN_METHODS)
     prune_layers: str = learnt("first", "Layers to keep: first, or most change.", choices=LAYER_METHODS)
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)

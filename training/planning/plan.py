@@ -28,6 +28,7 @@ from training.models.model_ref import ModelRef, base_of
 from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
 from training.pruning.plan import pruned_config
+from training.pruning.search import Budget, possible_shapes, shapes_line
 from training.stages.setup import (
     check_max_length,
     find_models,
@@ -265,24 +266,38 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
 def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> Plan:
     """Plan a pruning stage; no data is prepared, and nothing is measured, because pruning is short beside training."""
     args = stage.arguments
-    needs_data = args.trim_vocabulary or args.importance is None
+    given, where = args.mapping("prune_to"), "key 'prune_to'"
+    budget = Budget.read(given, where)
+    needs_data = args.trim_vocabulary or args.importance is None or budget is not None
     away = why_not_local(args) if needs_data else None
     all_sources = read_sources(args)[0] if needs_data and away is None else None
     origin = _origin_of(args, earlier, all_sources if needs_data else [])
-    target, calibrates = origin.config, args.prune_to is not None and args.importance is None
-    if args.prune_to is not None:
-        target = pruned_config(origin.config, args.mapping("prune_to"), "key 'prune_to'")
+    target, shapes, calibrates = origin.config, [], args.prune_to is not None and args.importance is None
+    if budget is not None:
+        whole = origin.config.vocab_size
+        # How many the sources use is not known yet.
+        sizes = [whole >> halved for halved in range(whole.bit_length() - 8)] if args.trim_vocabulary else [whole]
+        shapes = possible_shapes(origin.config, budget, sizes)
+        taken = shapes[len(shapes) // 2]
+        target = taken.cut(origin.config)
+        target.vocab_size = taken.vocab_size
+    elif args.prune_to is not None:
+        target = pruned_config(origin.config, given, where)
     length, data, tokens = min(args.planned_text_tokens, args.max_length), "none: activations were measured before", 0
     if needs_data:
         data = (away or f"{args.manifest} (local)") + "; all texts are read for their tokens" * args.trim_vocabulary
-    if calibrates:
+    if calibrates or shapes:
         tokens = args.calibration_texts * length
         data += f"; about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)"
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
     memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
-    flops = forward_flops(origin.config, tokens, tokens * length)
+    flops = forward_flops(origin.config, tokens, tokens * length) * (calibrates + bool(shapes))
+    flops += len(shapes) * forward_flops(target, tokens, tokens * length)
+    tried = {"budget": f"{budget}; taken here: {taken}", "shapes": shapes_line(shapes)} if budget is not None else {}
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
-    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops, "weights before and after")})
+    lines = _lines(
+        stage, summary, inputs, {"data": data, **tried, **_cost_facts(memory, flops, "weights before and after")}
+    )
     return Plan(lines, Origin(target, origin.tokenizer), memory, flops)

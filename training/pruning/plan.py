@@ -19,6 +19,8 @@ from training.pruning.importance import Importance
 
 # The three dimensions that are cut (arXiv 2603.19223, section 3.3).
 PRUNED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers")
+# What says how large a model may be instead; see search.py.
+BUDGET_KEYS = ("max_parameters", "max_megabytes", "dtype")
 _HEADER = "# What of a model stays, by its own numbers; channels in the order of the cut model.\n"
 
 
@@ -61,10 +63,10 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
 def _fields(shape: Mapping[str, Any], heads: int, where: str) -> dict[str, Any]:
     """Return the fields that a shape names, those of a family member included."""
     if not shape:
-        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family")
+        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family, or max_parameters")
     known = ["family", *PRUNED_FIELDS]
     if unknown := [key for key in shape if key not in known]:
-        raise unknown_key(where, unknown[0], known)
+        raise unknown_key(where, unknown[0], [*known, *BUDGET_KEYS])
     fields = dict(shape)
     if (family := str(fields.pop("family", "")).lower()) in FAMILY:
         *sizes, family_heads = FAMILY[family]
