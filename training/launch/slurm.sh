@@ -18,11 +18,11 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-export GPUS=${SLURM_GPUS_ON_NODE:-8}
+export PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-8}}   # on each node
 
 # One launcher on each node; --resume starts anew where there is nothing to resume.
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
   exec .venv/bin/accelerate launch --config_file training/launch/fsdp.yaml \
-    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes $((SLURM_NNODES * GPUS)) \
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes $((SLURM_NNODES * PROCESSES)) \
     --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
     training/run_stage.py "$@" --resume' launch "$@"
