@@ -54,10 +54,13 @@ def slurm_cluster():
         before, os.environ["SLURM_CONF"] = os.environ.get("SLURM_CONF"), str(path)
         daemons = []
         try:
-            for words in (["slurmctld", "-D"], *(["slurmd", "-D", "-N", name] for name in NODES)):
-                Path(folder, words[-1]).mkdir(exist_ok=True)
+            for name, words in [
+                ("state", ["slurmctld", "-D"]),
+                *((name, ["slurmd", "-D", "-N", name]) for name in NODES),
+            ]:
+                Path(folder, name).mkdir()
                 program = shutil.which(words[0], path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
-                with Path(folder, f"{words[-1]}.log").open("w") as log:
+                with Path(folder, f"{name}.log").open("w") as log:
                     daemons.append(subprocess.Popen([program, *words[1:]], stdout=log, stderr=log))
             wait_until(lambda: slurm("sinfo", "--noheader", "--format=%D %t", "--partition=cpu").strip() == "2 idle")
             yield

@@ -50,7 +50,7 @@ def test_phases_run_one_after_the_other_and_errors_come_back(tmp_path):
 
 
 def test_a_preempted_training_on_two_nodes_goes_on_by_itself(tmp_path):
-    recipe = write_single_stage(tmp_path, max_steps=200, num_train_epochs=None, eval_strategy="no", save_steps=100)
+    recipe = write_single_stage(tmp_path, max_steps=100, num_train_epochs=None, eval_strategy="no", save_steps=50)
     for name, target in {"training": ROOT / "training", ".venv": Path(sys.prefix)}.items():
         (tmp_path / name).symlink_to(target)
     log = tmp_path / "log.txt"
@@ -58,11 +58,11 @@ def test_a_preempted_training_on_two_nodes_goes_on_by_itself(tmp_path):
     environment = {**os.environ, "PROCESSES": "1", "OMP_NUM_THREADS": "1"}
     command = ["sbatch", *options, str(ROOT / "training/launch/slurm.sh"), str(recipe)]
     job = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).strip()
-    wait_until(lambda: log.exists() and "step   5/200" in log.read_text())
+    wait_until(lambda: log.exists() and "step   5/100" in log.read_text())
     slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     wait_until(lambda: not slurm("squeue", "--noheader"))
     output, state = log.read_text(), slurm("scontrol", "show", "job", job)
     assert "JobState=COMPLETED" in state and "Restarts=1" in state, output
-    assert "stopped: SIGTERM at step" in output and "step 200/200" in output
+    assert "stopped: SIGTERM at step" in output and "step 100/100" in output
     # After the checkpoint, no step was taken twice.
-    assert output.count("step   5/200") == 1 and (tmp_path / "run/model/model.safetensors").exists()
+    assert output.count("step   5/100") == 1 and (tmp_path / "run/model/model.safetensors").exists()
