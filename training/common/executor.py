@@ -200,18 +200,17 @@ def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: 
     if root not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, path]))
     options = {"workers": executor.workers or -1, **executor.options}
-    if executor.name == "ray":
-        options.setdefault("mem_per_cpu_gb", 0.5)
-    elif executor.name == "slurm":
-        options = _slurm_options(phase, options) | {"depends": before}
     make, steps = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor"), [partial(_step, phase, failures)]
     if executor.name in ("ray", "slurm"):
         datatrove_logger.disable("datatrove")
     try:
-        if executor.name == "ray":
+        if executor.name == "slurm":
+            options = _slurm_options(phase, options) | {"depends": before}
+        elif executor.name == "ray":
             # Optional package: pip install 'f2llm[ray]'.
             import ray
 
+            options.setdefault("mem_per_cpu_gb", 0.5)
             env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
             quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
             # Joins the cluster that the environment names, or starts one on this machine.

@@ -107,7 +107,9 @@ def test_a_faulty_recipe_key(refuses, value, wrong):
         read_executor(value)
 
 
-@pytest.mark.parametrize(("options", "wrong"), [({}, "partition"), ({"tasks": 3}, "tasks")])
+@pytest.mark.parametrize(
+    ("options", "wrong"), [({}, "partition"), ({"tasks": 3}, "tasks"), ({"sbatch_args": "x"}, "mapping")]
+)
 def test_options_that_an_executor_does_not_know(tmp_path, refuses, options, wrong):
     with refuses("executor 'slurm' cannot be used", wrong):
         run_phases([Phase("first", partial(note, tmp_path), 2)], tmp_path / "tasks", Executor("slurm", None, options))
