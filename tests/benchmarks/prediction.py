@@ -50,8 +50,8 @@ CASES = {
     "chunks, bf16": (1, False, 4, 90, {**_CHUNKS, "bf16": True}),
     "checkpointing": (1, False, 4, 90, {**_CHUNKS, "activation_checkpointing": True}),
     "many rows": (1, False, 1024, 4, {**_CHUNKS, "model_config": _SMALL}),
-    "two processes": (2, False, 8, 90, _CHUNKS),
-    "sharded": (2, True, 8, 90, _CHUNKS),
+    "two processes": (2, False, 4, 90, _CHUNKS),
+    "sharded": (2, True, 4, 90, _CHUNKS),
 }
 
 
@@ -150,15 +150,20 @@ def predict(recipe, processes, sharded, device):
     return plan.memory.total, plan.seconds_on(Fleet(device, processes)) / plan.steps
 
 
+def make_parser():
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases to train")
+    parser.add_argument("--output", type=Path, default=Path("runs/prediction"), help="folder of the runs")
+    return parser
+
+
 def main(words=None):
     """Measure and predict every case; write the table."""
     words = sys.argv[1:] if words is None else words
     if words[:1] == ["--worker"]:
         return work(*words[1:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--output", type=Path, default=Path("runs/prediction"))
-    arguments = parser.parse_args(words)
+    arguments = make_parser().parse_args(words)
     torch.set_num_threads(1)
     device = this_cpu()
     rates = f"{device.fp32 / 1e9:.0f} fp32, {device.bf16 / 1e9:.0f} bf16 gigaflops; {device.bandwidth / 1e9:.1f} GB/s"

@@ -121,7 +121,10 @@ def loss_bytes(args: StageArguments, config: F2LLMConfig, rows: int, texts: int,
     matrices += widths * (_OF_SPREAD * bool(args.spread_weight) + _OF_SCORES * of_scores) * pairs
     if args.mask_duplicates or args.mask_false_negatives is not None:
         matrices += pairs / 4
-    if args.task_types is not None and "retrieval" not in args.task_types:
+    if args.mask_false_negatives is not None:
+        # Their cosines are compared at once, before the loss.
+        matrices = max(matrices, (3 + 1 / 4) * pairs)
+    if args.task_types is not None and not {"retrieval", "similarity"} & {*args.task_types}:
         matrices = 0
     copies = _COPIES_OF_EMBEDDINGS * config.hidden_size
     if teacher_width:
