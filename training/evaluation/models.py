@@ -289,6 +289,14 @@ class EncoderView(AbsEncoder):
         return self.store.read[key][:2]
 
 
+def views_of(
+    model: EvaluatedModel, dims: Sequence[int] = (), precisions: Sequence[str] = ("float32",)
+) -> list[EncoderView]:
+    """Return a view of each width (default: the full one) and precision."""
+    widths = dict.fromkeys(dims or [model.store.width])
+    return [EncoderView(model, dim, precision) for precision in dict.fromkeys(precisions) for dim in widths]
+
+
 @cache
 def _is_of_mteb(task: str) -> bool:
     try:
