@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("mteb")
 
+from mteb import mocks
+
 from tests.training.distributed_recipe import save_model
 from tests.training.evaluation import synthetic
 from tests.training.evaluation.memory_tasks import TEXTS, clustering, parallel_bitext, retrieval, sts
@@ -199,6 +201,31 @@ def test_a_task_that_fails_is_noted_and_run_again(run, expected, tmp_path):
     assert {score.task for score in found.scores} == {"MemoryBitextMining", "MemoryRetrieval", "MemoryClustering"}
     run(tmp_path)
     assert dict(results(tmp_path)[0]) == expected
+
+
+def test_texts_that_no_rehearsal_finds_are_encoded_with_their_task(run, expected, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr(parallel._Rehearsal, "embed", None)
+    run(tmp_path)
+    assert dict(results(tmp_path)[0]) == expected and len(encoded) > 2 * len(TEXTS)
+
+
+@pytest.mark.slow
+def test_rehearsals_of_all_kinds_of_tasks_of_mteb_find_all_texts(model, tmp_path, encoded, monkeypatch):
+    def score(self, names):
+        before = len(encoded)
+        whole_score(self, names)
+        assert len(encoded) == before > 0
+
+    kinds = [kind for name, kind in sorted(vars(mocks).items()) if name.startswith("Mock")]
+    tasks = [task for task in (kind() for kind in kinds) if set(task.metadata.modalities) == {"text"}]
+    whole_score = Worker.score
+    monkeypatch.setattr(Worker, "score", score)
+    evaluation, plain = Evaluation(), Evaluation()
+    evaluate_tasks(Job((), (), (), ("float32",), tmp_path / "out"), model, tasks, evaluation, GIB)
+    evaluate_model(model, tasks, plain, tmp_path / "plain")
+    assert len({score.task_type for score in evaluation.scores}) > 10 and not evaluation.failures
+    scores = {score.key: pytest.approx(score.value, abs=2e-5) for score in plain.scores}
+    assert {score.key: score.value for score in evaluation.scores} == scores
 
 
 def test_parts_are_the_same_without_others():
