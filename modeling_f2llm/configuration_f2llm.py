@@ -20,7 +20,7 @@ if tuple(int(part) for part in transformers_version.split(".")[:2]) < (4, 55):
         "trust_remote_code, which gives the same embeddings, or pip install -U transformers"
     )
 
-__all__ = ["FAMILY", "F2LLMConfig", "matryoshka_dims"]
+__all__ = ["FAMILY", "F2LLMConfig", "keep_layers", "matryoshka_dims"]
 
 # The eight published shapes (arXiv 2603.19223, Table 1):
 # hidden size, MLP intermediate size, layers, attention heads; 8 KV heads of 128 in all of them.
@@ -68,6 +68,20 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
     return sorted(dims, reverse=True)
 
 
+def keep_layers(config: Qwen3Config, count: int) -> None:
+    """Makes a configuration, in place, that of a model's first ``count`` layers.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    if not 1 <= count <= len(config.layer_types):
+        raise ValueError(f"num_hidden_layers must lie between 1 and the model's {len(config.layer_types)}, got {count}")
+    config.num_hidden_layers, config.layer_types = count, list(config.layer_types[:count])
+    config.max_window_layers = min(config.max_window_layers, count)
+    if exits := getattr(config, "exit_layers", None):
+        config.exit_layers = [layer for layer in exits if layer <= count]
+
+
 class F2LLMConfig(Qwen3Config):
     """A Qwen3 configuration with the fields that embedding servers read.
 
@@ -78,6 +92,8 @@ class F2LLMConfig(Qwen3Config):
         is_matryoshka: Whether the embeddings may be truncated. vLLM refuses its ``dimensions`` request field otherwise.
         matryoshka_dimensions: Widths that were trained, widest first; all powers of two from 8 up and ``hidden_size``
             when left out.
+        exit_layers: Numbers of layers that make models of their own, ascending; None if only all of them do.
+        embedding_ranks: Ranks at which factorised token embeddings were trained, ascending; None without factors.
 
     Raises:
         StrictDataclassClassValidationError: If a matryoshka dimension is larger than ``hidden_size`` or not positive.
@@ -92,6 +108,8 @@ class F2LLMConfig(Qwen3Config):
     tie_word_embeddings: bool = True
     is_matryoshka: bool = True
     matryoshka_dimensions: list[int] | None = None
+    exit_layers: list[int] | None = None
+    embedding_ranks: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -116,6 +134,11 @@ class F2LLMConfig(Qwen3Config):
                 f"matryoshka_dimensions {wrong} do not fit a model of hidden_size {self.hidden_size}: "
                 f"give dimensions from 1 to {self.hidden_size}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As Qwen3Config's, without exits and ranks if there are none."""
+        optional = ("exit_layers", "embedding_ranks")
+        return {name: value for name, value in super().to_dict().items() if value or name not in optional}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Writes ``config.json`` under the architecture that every Qwen3 loader knows."""
@@ -157,7 +180,8 @@ class F2LLMConfig(Qwen3Config):
 
 
 def _init_without_dataclass(self: F2LLMConfig, **fields: Any) -> None:
-    own = {name: fields.pop(name, getattr(F2LLMConfig, name)) for name in ("is_matryoshka", "matryoshka_dimensions")}
+    names = ("is_matryoshka", "matryoshka_dimensions", "exit_layers", "embedding_ranks")
+    own = {name: fields.pop(name, getattr(F2LLMConfig, name)) for name in names}
     defaults = {name: getattr(F2LLMConfig, name) for name in ("use_cache", "tie_word_embeddings")}
     Qwen3Config.__init__(self, **{**defaults, **fields})
     self.__dict__.update(own)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm
 from transformers import AttentionInterface
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, apply_rotary_pos_emb
 
-__all__ = ["CompiledHalves", "F2LLMDecoderLayer", "F2LLMRMSNorm", "adopt_layers"]
+__all__ = ["CompiledHalves", "F2LLMDecoderLayer", "F2LLMRMSNorm", "LowRankEmbedding", "adopt_layers"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,38 @@ class F2LLMRMSNorm(Qwen3RMSNorm):
         if dtype == self.weight.dtype and (dtype == torch.float32 or hidden_states.is_cuda):
             return rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
         return super().forward(hidden_states)
+
+
+class LowRankEmbedding(nn.Module):
+    """Token embeddings that are the product of ``left``, ``(vocabulary, r)``, and ``right``, ``(width, r)`` transposed.
+
+    Nested as ML-Embed's (arXiv 2605.15081): the leading ``rank`` columns of both are token embeddings, too.
+    """
+
+    def __init__(self, vocabulary: int, rank: int, width: int) -> None:
+        super().__init__()
+        self.left, self.right = nn.Embedding(vocabulary, rank), nn.Linear(rank, width, bias=False)
+        self.rank = rank
+
+    @classmethod
+    def nearest(cls, weight: Tensor, rank: int) -> LowRankEmbedding:
+        """Returns the best approximation of ``(vocabulary, width)`` by its truncated singular value decomposition."""
+        made = cls(*weight.shape[:1], rank, weight.shape[1]).to(weight.device, weight.dtype)
+        # Right singular vectors are the eigenvectors of this small matrix; the left ones, scaled, follow from them.
+        wide = weight.double()
+        directions = torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1)[:, :rank]
+        made.left.weight.data.copy_(wide @ directions)
+        made.right.weight.data.copy_(directions)
+        return made
+
+    @property
+    def weight(self) -> Tensor:
+        """The product at ``rank``, ``(vocabulary, width)``."""
+        return self.left.weight[:, : self.rank] @ self.right.weight[:, : self.rank].T
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """``(…)`` token ids → ``(…, width)``."""
+        return linear(self.left(input_ids)[..., : self.rank], self.right.weight[:, : self.rank])
 
 
 class F2LLMDecoderLayer(Qwen3DecoderLayer):

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_f2llm import matryoshka_dims
 
@@ -38,6 +39,9 @@ TEMPERATURE = 0.05
 _SMALLEST_SQUARED_NORM = 1e-24
 # Cosines of equal texts, computed in other blocks, may differ so much: with a margin of 0, none is above the other.
 _ROUNDING = 1e-5
+# Cosines of an in-batch loss that are held at once. Each width keeps three fp32 matrices of them for the backward pass:
+# all widths of a batch of 32,768 rows would be 100 GiB.
+MOST_COSINES = 4096**2
 
 
 def matryoshka_weights(dims: Sequence[int]) -> list[float]:
@@ -170,6 +174,8 @@ def in_batch_loss(
 ) -> Tensor:
     """Contrasts each query's positive with the positives of all other rows.
 
+    More than ``MOST_COSINES`` are computed block by block of queries, again in the backward pass.
+
     Args:
         query: ``(n, d)`` unnormalised query embeddings.
         positive: ``(m, d)`` unnormalised positives, those of other processes included.
@@ -186,7 +192,17 @@ def in_batch_loss(
     """
     if labels is None:
         labels = torch.arange(len(query), device=query.device)
-    return _contrastive_loss(query, positive, labels, _shared_dots, temperature, dims, exclude)
+    rows = max(MOST_COSINES // max(len(positive), 1), 1)
+    if len(query) <= rows:
+        return _contrastive_loss(query, positive, labels, _shared_dots, temperature, dims, exclude)
+
+    def of_block(query: Tensor, labels: Tensor, exclude: Tensor | None) -> Tensor:
+        return len(query) * _contrastive_loss(query, positive, labels, _shared_dots, temperature, dims, exclude)
+
+    excluded = repeat(None) if exclude is None else exclude.split(rows)
+    blocks = zip(query.split(rows), labels.split(rows), excluded, strict=False)
+    keys = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.stack([checkpoint(of_block, *block, **keys) for block in blocks]).sum() / len(query)
 
 
 def hard_negative_loss(

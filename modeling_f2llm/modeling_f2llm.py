@@ -5,6 +5,9 @@ This file travels with every released model as remote code: it imports torch, tr
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .configuration_f2llm import F2LLMConfig
-from .layers import adopt_layers
+from .configuration_f2llm import F2LLMConfig, keep_layers
+from .layers import LowRankEmbedding, adopt_layers
 from .packing import (
     BOUNDARY_NAMES,
     PACKED_ATTENTION,
@@ -45,12 +48,23 @@ class F2LLMModel(Qwen3Model):
     compile=True)``, ``SentenceTransformer(folder, trust_remote_code=True, model_kwargs={"compile": True})``. A saved
     folder does not remember it. Calls that do not run packed are stock Qwen3Model's, compiled or not.
 
+    ``num_hidden_layers=8``, given in the same places, loads the first eight layers alone: of a model with exits
+    (``config.exit_layers``) a whole smaller model. Stock Qwen3 takes it as a field of its configuration.
+
+    A model with ``config.embedding_ranks`` has its token embeddings as two factors, of which ``embedding_rank=64`` uses
+    the leading 64 columns and rows. Its folder also has their product, which stock Qwen3 loads.
+
     A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
     OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
 
     Args:
         config: The shape of the model.
         compile: Whether to compile with ``torch.compile``. On a CPU that needs a C++ compiler.
+        num_hidden_layers: Layers to keep, the first ones; all of the configuration's if None.
+        embedding_rank: Rank of the token embeddings to use; all that there is if None.
+
+    Raises:
+        ValueError: If the model has not so many layers, or no factors of such a rank.
 
     Example:
         >>> import torch
@@ -65,11 +79,36 @@ class F2LLMModel(Qwen3Model):
     config_class = F2LLMConfig
     _no_split_modules = ("F2LLMDecoderLayer",)
 
-    def __init__(self, config: F2LLMConfig, compile: bool = False) -> None:
+    def __init__(
+        self,
+        config: F2LLMConfig,
+        compile: bool = False,
+        num_hidden_layers: int | None = None,
+        embedding_rank: int | None = None,
+    ) -> None:
+        count = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
+        # `from_pretrained` changes the number alone, if that is what it was given.
+        left_out = range(count, len(config.layer_types))
+        if count != len(config.layer_types):
+            config = deepcopy(config)
+            keep_layers(config, count)
         super().__init__(config)
+        if left_out:
+            # Otherwise transformers warns of each of their weights.
+            own = {rf"layers\.{layer}\." for layer in left_out}
+            self._keys_to_ignore_on_load_unexpected = own.union(self._keys_to_ignore_on_load_unexpected or ())
         # No padding is embedded here, and a tokenizer may end texts with the token that it pads with: torch would never
         # update that token's embedding.
         self.embed_tokens.padding_idx = None
+        ranks = getattr(config, "embedding_ranks", None) or [0]
+        if embedding_rank is not None and not 1 <= embedding_rank <= max(ranks):
+            what = f"from 1 to {max(ranks)}" if max(ranks) else "for the model: its token embeddings have no factors"
+            raise ValueError(f"there is no embedding_rank of {embedding_rank} {what}")
+        if max(ranks):
+            self.embed_tokens = LowRankEmbedding(config.vocab_size, max(ranks), config.hidden_size)
+            self.embed_tokens.rank = embedding_rank or max(ranks)
+            ignored = {r"embed_tokens\.weight"}
+            self._keys_to_ignore_on_load_unexpected = ignored.union(self._keys_to_ignore_on_load_unexpected or ())
         adopt_layers(self, compile)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -77,6 +116,29 @@ class F2LLMModel(Qwen3Model):
             # Of zeros, with which padding would start, the norm has a thousand times the gradient of other embeddings.
             module.padding_idx = None
         super()._init_weights(module)
+
+    def factorize_embeddings(self, ranks: Sequence[int] | None) -> None:
+        """Replaces the token embeddings by the nearest product of two factors of the largest rank; None: by one matrix.
+
+        Raises:
+            ValueError: If a rank is less than 1 or exceeds width or vocabulary.
+        """
+        most = min(self.config.hidden_size, self.config.vocab_size)
+        if ranks is not None and not (ranks and 1 <= min(ranks) and max(ranks) <= most):
+            raise ValueError(f"ranks of token embeddings must lie between 1 and {most}, got {ranks}")
+        weight = self.embed_tokens.weight.detach()
+        if ranks is None:
+            self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight.clone())
+        else:
+            self.embed_tokens = LowRankEmbedding.nearest(weight, max(ranks))
+        self.config.embedding_ranks = ranks and sorted({*ranks})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Writes the model; beside factors of its token embeddings their product, which stock Qwen3 reads."""
+        if isinstance(self.embed_tokens, LowRankEmbedding) and not getattr(self, "_hf_peft_config_loaded", False):
+            state = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {**state, "embed_tokens.weight": self.embed_tokens.weight.detach()}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Maps the name that was asked for to a packed implementation.
@@ -125,7 +187,9 @@ class F2LLMModel(Qwen3Model):
             inputs_embeds: ``(batch, width, hidden_size)`` or ``(1, T, hidden_size)``, instead of ``input_ids``.
             use_cache: See ``past_key_values``.
             **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
-                batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model.
+                batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model. With ``exit_layers``, numbers
+                of layers, ``hidden_states`` are what models of only so many layers put out: the states after each,
+                through the final norm.
 
         Returns:
             ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding unless the call is
@@ -161,7 +225,7 @@ class F2LLMModel(Qwen3Model):
             layout, attention_mask = None, None
         if layout is not None and sum(layout.lengths):
             return self._forward_padded(input_ids, inputs_embeds, position_ids, layout, kwargs)
-        return super().forward(
+        return self._run_layers(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -227,7 +291,7 @@ class F2LLMModel(Qwen3Model):
             # Rotary embeddings are relative: a text may start at any position, but all must start at one.
             position_ids = position_ids - _first_positions(position_ids, lengths)
         others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
-        return super().forward(
+        return self._run_layers(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=position_ids,
@@ -236,6 +300,27 @@ class F2LLMModel(Qwen3Model):
             **boundaries,
             **others,
         )
+
+    def _run_layers(
+        self, exit_layers: Sequence[int] | None = None, **inputs: Any
+    ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
+        """Runs Qwen3Model; see :meth:`forward` for ``exit_layers``."""
+        if exit_layers is None:
+            return super().forward(**inputs)
+        found: dict[int, Tensor] = {}
+        # transformers' own hooks are gone where FSDP has changed the model's class.
+        hooks = [
+            self.layers[number - 1].register_forward_hook(lambda _, __, states, n=number: found.update({n: states}))
+            for number in exit_layers
+        ]
+        try:
+            outputs = super().forward(**{**inputs, "return_dict": True})
+        finally:
+            for hook in hooks:
+                hook.remove()
+        last, depth = outputs.last_hidden_state, len(self.layers)
+        outputs.hidden_states = tuple(last if n == depth else self.norm(found[n]) for n in exit_layers)
+        return outputs
 
 
 def _records_graph() -> bool:

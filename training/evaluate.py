@@ -33,6 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--revision", nargs="+", default=[], help="revisions or checkpoints of MODEL, or 'all'")
     views.add_argument("--dims", nargs="+", type=int, default=[], help="leading dimensions (default: all of them)")
     views.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
+    layers = "end after these layers, too, in one encoding pass (none named: those trained as exits)"
+    views.add_argument("--layers", nargs="*", type=int, help=layers)
+    ranks = "of factorised token embeddings, one encoding pass each (default: the largest)"
+    views.add_argument("--ranks", nargs="+", type=int, default=[None], help=ranks)
     views.add_argument("--max-length", type=int, default=DEFAULT_MAX_LENGTH, help="maximum tokens (%(default)s)")
     prompts = "before queries: F2LLM-v2's for mteb's tasks, the model's own, or what fits (%(default)s)"
     views.add_argument("--prompts", choices=["auto", "published", "model"], default="auto", help=prompts)

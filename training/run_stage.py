@@ -20,6 +20,7 @@ from training.common.command import command_parser, run_command
 from training.common.errors import UserError
 from training.config.recipe import Stage, command_line_overrides, load_recipe, recipe_help
 from training.evaluation.pairs import check_stage_pairs
+from training.planning.devices import find_fleet
 from training.planning.plan import device_overrides, show_plans
 from training.stages.own_data import check_own_data
 from training.stages.setup import read_sources
@@ -42,6 +43,13 @@ def make_parser() -> argparse.ArgumentParser:
     plan = "show what each stage reads and makes, its steps, tokens, memory and FLOPs; prepares local data to count it"
     parser.add_argument("--dry-run", **flag, help=plan)
     parser.add_argument("--measure", **flag, help="with --dry-run: run ten steps for time and memory")
+    fleet = "with --dry-run: predict memory, time and GPU-hours of each stage for so many devices, as a table"
+    parser.add_argument("--devices", type=int, metavar="N", help=fleet)
+    parser.add_argument(
+        "--device", metavar="NAME", help="of which kind they are: H200 (default), H100, A100, RTX-4090, cpu"
+    )
+    reached = "part of the device's matrix rate that a step reaches, if it was measured (tests/benchmarks/gpu.py)"
+    parser.add_argument("--fraction", type=float, metavar="F", help=reached)
     parser.add_argument("-h", "--help", **flag, help="describe this command and every key of a recipe")
     return parser
 
@@ -74,6 +82,11 @@ def _run(words: list[str]) -> None:
         raise SystemExit(0)
     if arguments.measure and not arguments.dry_run:
         raise UserError("command line: --measure belongs to --dry-run; add it")
+    fleet = None
+    if (arguments.devices, arguments.device, arguments.fraction) != (None,) * 3:
+        if not arguments.dry_run or arguments.measure:
+            raise UserError("command line: --devices, --device and --fraction belong to --dry-run without --measure")
+        fleet = find_fleet(arguments.device, arguments.devices, arguments.fraction)
     overrides = {**(device_overrides() if arguments.dry_run else {}), **command_line_overrides(keys)}
     recipe = load_recipe(arguments.recipe, overrides)
     names = [stage.name for stage in recipe.stages]
@@ -89,7 +102,7 @@ def _run(words: list[str]) -> None:
             if stage.arguments.data:
                 # Plans take a manifest that is not there for one of another machine.
                 read_sources(stage.arguments)
-        show_plans(recipe, chosen, arguments.measure)
+        show_plans(recipe, chosen, arguments.measure, fleet)
         return
     # Before anything runs: they are checked here.
     uploads = {stage.name: _uploads(stage) for stage in chosen}

@@ -238,6 +238,32 @@ def test_labels_point_into_distinct_positives():
     torch.testing.assert_close(shuffled, in_batch_loss(query, positive, dims=DIMS))
 
 
+@pytest.mark.parametrize("excludes", [False, True])
+def test_blocks_of_queries_equal_the_whole_in_less_memory(monkeypatch, excludes):
+    generator = torch.Generator().manual_seed(0)
+    query, positive = (torch.randn(65, 24, generator=generator, requires_grad=True) for _ in range(2))
+    exclude = (torch.rand(65, 65, generator=generator) < 0.2).fill_diagonal_(False) if excludes else None
+    keys = {"dims": [24, 16, 8], "exclude": exclude}
+    kept = []
+
+    def found():
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x
+        )
+        with keep:
+            loss = in_batch_loss(query, positive, **keys)
+        most = max(kept)
+        kept.clear()
+        return loss, gradients(loss, query, positive), most
+
+    whole, gradient, matrix = found()
+    monkeypatch.setattr("modeling_f2llm.losses.MOST_COSINES", 65 * 20)
+    blocks, of_blocks, most = found()
+    torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(of_blocks, gradient, rtol=1e-5, atol=1e-7)
+    assert matrix == 65 * 65 and most < 65 * 65
+
+
 def test_an_excluded_positive_counts_as_absent():
     query, positive = small_inputs()[:2]
     exclude = torch.zeros(6, 6, dtype=torch.bool)

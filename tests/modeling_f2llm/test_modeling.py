@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMModel
 from tests.modeling_f2llm.comparing import LENGTHS, assert_same, gradients_of, real
@@ -71,6 +72,52 @@ def test_hidden_states_equal_stock(tiny_model, stock_model, batch):
     assert torch.equal(tiny_model(**batch).hidden_states[1], actual[1])
     for ours, theirs in zip(actual, expected, strict=True):
         assert_same(ours, real(theirs, batch))
+
+
+def test_exits_equal_models_of_fewer_layers(tiny_model, saved_folder, batch):
+    first, whole = tiny_model(**batch, exit_layers=[1, 2]).hidden_states
+    assert torch.equal(whole, tiny_model(**batch).last_hidden_state)
+    models = F2LLMModel.from_pretrained(saved_folder, num_hidden_layers=1), F2LLMModel(tiny_model.config, False, 1)
+    models[1].load_state_dict(tiny_model.state_dict(), strict=False)
+    for model in models:
+        assert_same(model.eval()(**batch).last_hidden_state, first)
+        assert (model.config.num_hidden_layers, model.config.layer_types) == (1, ["full_attention"])
+    stock = Qwen3Model.from_pretrained(saved_folder, num_hidden_layers=1).eval()
+    assert_same(real(stock(**batch).last_hidden_state, batch), first)
+    assert tiny_model.config.num_hidden_layers == 2
+
+
+def test_factors_of_token_embeddings_are_saved_with_their_product(tiny_model, tmp_path, random_batch):
+    batch, weight = random_batch(LENGTHS), tiny_model.embed_tokens.weight.detach().clone()
+    whole = tiny_model(**batch).last_hidden_state
+    tiny_model.factorize_embeddings([32, 8])
+    assert_same(tiny_model(**batch).last_hidden_state, whole)
+    u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    tiny_model.embed_tokens.rank = 8
+    assert_same(tiny_model.embed_tokens.weight, u[:, :8] * s[:8] @ vt[:8])
+    low = tiny_model(**batch).last_hidden_state
+    tiny_model.embed_tokens.rank = 32
+    tiny_model.save_pretrained(tmp_path)
+    assert_same(real(Qwen3Model.from_pretrained(tmp_path).eval()(**batch).last_hidden_state, batch), whole)
+    loaded = F2LLMModel.from_pretrained(tmp_path, embedding_rank=8).eval()
+    assert torch.equal(loaded(**batch).last_hidden_state, low) and loaded.config.embedding_ranks == [8, 32]
+    loaded = F2LLMModel.from_pretrained(tmp_path).eval()
+    loaded.factorize_embeddings(None)
+    assert_same(loaded(**batch).last_hidden_state, whole)
+    assert not {"exit_layers", "embedding_ranks"} & loaded.config.to_dict().keys()
+    with pytest.raises(ValueError, match="embedding_rank of 33 from 1 to 32"):
+        F2LLMModel.from_pretrained(tmp_path, embedding_rank=33)
+    with pytest.raises(ValueError, match="have no factors"):
+        F2LLMModel(loaded.config, embedding_rank=8)
+    for wrong in ([], [0, 8], [33]):
+        with pytest.raises(ValueError, match="between 1 and 32"):
+            loaded.factorize_embeddings(wrong)
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_layers_that_a_model_lacks_are_refused(saved_folder, layers):
+    with pytest.raises(ValueError, match=f"between 1 and the model's 2, got {layers}"):
+        F2LLMModel.from_pretrained(saved_folder, num_hidden_layers=layers)
 
 
 @pytest.mark.parametrize("asked_in", ["call", "config"])

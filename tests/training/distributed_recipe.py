@@ -20,14 +20,17 @@ STAGES: dict[str, dict[str, Any]] = {
     "published": {"gather_gradients": False, "mask_duplicates": True},
     # Not int8: a value at the edge of a step may be rounded to either side.
     "compressed": {"spread_weight": 0.5, "quantized": '{"binary": 0.5}'},
-    "distillation": {"teacher": "TEACHER"},
+    "distillation": {"teacher": "TEACHER", "teacher_projection": True},
     "cached": {"teacher": "TEACHER", "teacher_cache_dir": "CACHE"}
     | {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0},
     "text_teacher": {"teacher": "FOREIGN", "teacher_query_template": "query : {text}"},
     "projected": {"teacher": "NARROW", "teacher_projection": True},
+    "exits": {"exit_layers": "auto", "teacher": "TEACHER", "mask_false_negatives": 0.0} | {"embedding_ranks": [8, 16]},
     "lora": {"lora": True, "lora_rank": 4, "teacher": "TEACHER"},
     "dora": {"lora": True, "lora_rank": 4, "lora_dora": True},
     # Two texts: with four processes, two have none.
+    "static": {"model": "STATIC", "instructions": False, "teacher": "TEACHER", "distillation_weight": 0.0}
+    | {"score_distillation_weight": 1.0, "teacher_cache_dir": "CACHE"},
     "few_texts": {"global_batch_size": 1, "num_hard_negatives_classification": 0, "teacher": "TEACHER"}
     | {"task_types": ["classification"]},
 }
@@ -54,7 +57,7 @@ def write_distributed_recipe(folder, models, stages, **keys):
         **{"max_tokens_per_forward": 150, "global_batch_size": 12, "max_steps": STEPS, "logging_steps": 1},
         **{"eval_strategy": "steps", "eval_steps": 5, "save_steps": 4, **keys},
     }
-    meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW")}
+    meant = {name: str(models / name.lower()) for name in ("TEACHER", "FOREIGN", "NARROW", "STATIC")}
     meant["GRADED"] = str(write_graded(folder / "data"))
     meant["CACHE"] = str(folder / "embeddings")
     content["stages"] = {

@@ -10,7 +10,10 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,7 +91,8 @@ def run_phases(phases: Sequence[Phase], folder: Path | str, executor: Executor |
         else:
             submitted = _run_elsewhere(phase, logs, executor, submitted) or submitted
     if submitted is not None:
-        raise SubmittedError(f"submitted to Slurm; when the jobs are done, run the same command again ({folder})")
+        what = "submitted to Slurm; when the jobs are done (squeue --me)"
+        raise SubmittedError(f"{what}, run the same command again ({folder})")
 
 
 def _run_locally(phase: Phase, logs: Path, workers: int) -> None:
@@ -136,23 +140,54 @@ def _run_elsewhere(phase: Phase, logs: Path, executor: Executor, before: Any) ->
     """Run a phase with datatrove after the phase ``before``; return datatrove's executor if it only submitted jobs."""
     failures, failed = logs / "failures", None
     running = _make(phase, logs, failures, executor, before)
-    if not running.get_incomplete_ranks():
+    left = running.get_incomplete_ranks()
+    if not left:
         return None
+    if executor.name == "slurm":
+        return _submit(phase, logs, failures, running, left)
     logger.info("%s: %d tasks (%s)", phase.name, phase.tasks, executor.name)
     shutil.rmtree(failures, ignore_errors=True)
     try:
         running.run()
     except Exception as error:
         failed = error
-    if failed is None and executor.name == "slurm":
-        return running
-    for path in sorted(failures.glob("*.json")):
-        failure = json.loads(path.read_text())
-        raise (UserError if failure["user"] else StoppedError)(failure["message"]) from failed
+    _raise_failure(failures, left, failed)
     # Without tasks left, datatrove only failed to sum up statistics, which tasks that ran on another executor lack.
     if left := running.get_incomplete_ranks():
         raise failed or StoppedError(f"{len(left)} of {phase.tasks} tasks did not end; see {logs}")
     return None
+
+
+def _submit(phase: Phase, logs: Path, failures: Path, running: Any, left: Sequence[int]) -> Any:
+    """Submit the tasks that are left, unless an earlier command did and their job has not ended."""
+    job = logs / "job"
+    if job.exists():
+        running.job_id = job.read_text()
+        # A job that Slurm has forgotten is an error.
+        query = ["squeue", "--noheader", "--jobs", running.job_id]
+        if shutil.which("squeue") and subprocess.run(query, capture_output=True).stdout.strip():
+            logger.info("%s: job %s has not ended", phase.name, running.job_id)
+            return running
+        running.job_id = None
+        # The next command tries again.
+        _raise_failure(failures, left)
+    try:
+        running.run()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        where = "see the message of sbatch above, and run this where sbatch is installed"
+        raise UserError(f"executor 'slurm': the job was not accepted ({in_one_line(error)}); {where}") from None
+    job.write_text(running.job_id)
+    logger.info("%s: job %s for %d of %d tasks", phase.name, running.job_id, len(left), phase.tasks)
+    return running
+
+
+def _raise_failure(failures: Path, ranks: Sequence[int], cause: Exception | None = None) -> None:
+    """Raise the first error that one of these tasks has left, and forget all."""
+    paths = [path for rank in ranks if (path := failures / f"{rank:05d}.json").exists()]
+    failure = json.loads(paths[0].read_text()) if paths else None
+    shutil.rmtree(failures, ignore_errors=True)
+    if failure:
+        raise (UserError if failure["user"] else StoppedError)(failure["message"]) from cause
 
 
 def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: Any) -> Any:
@@ -164,23 +199,45 @@ def _make(phase: Phase, logs: Path, failures: Path, executor: Executor, before: 
     root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")
     if root not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, path]))
-    own = {"slurm": {"depends": before}, "ray": {"mem_per_cpu_gb": 0.5}}.get(executor.name, {})
-    options = {"workers": executor.workers or -1, **own, **executor.options}
+    options = {"workers": executor.workers or -1, **executor.options}
     make, steps = getattr(datatrove, f"{executor.name.capitalize()}PipelineExecutor"), [partial(_step, phase, failures)]
+    if executor.name in ("ray", "slurm"):
+        datatrove_logger.disable("datatrove")
     try:
-        if executor.name == "ray":
+        if executor.name == "slurm":
+            options = _slurm_options(phase, options) | {"depends": before}
+        elif executor.name == "ray":
             # Optional package: pip install 'f2llm[ray]'.
             import ray
 
-            datatrove_logger.disable("datatrove")
+            options.setdefault("mem_per_cpu_gb", 0.5)
             env = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
             quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
             # Joins the cluster that the environment names, or starts one on this machine.
             ray.init(ignore_reinit_error=True, runtime_env=env, **quiet)
-        return make(pipeline=steps, tasks=phase.tasks, logging_dir=str(logs), **options)
+        running = make(pipeline=steps, tasks=phase.tasks, logging_dir=str(logs), **options)
     # TypeError: also for arguments that datatrove does not know, or that are given here.
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"executor {executor.name!r} cannot be used: {in_one_line(error)}") from None
+    if executor.name == "slurm":
+        # Statistics would be one more job for each phase.
+        running.launch_merge_stats = _no_statistics
+    return running
+
+
+def _slurm_options(phase: Phase, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what Slurm jobs need to datatrove's arguments where the user has not said otherwise."""
+    own = {"job_name": f"f2llm-{phase.name}"}
+    if not options.keys() & {"env_command", "condaenv", "venv_path"}:
+        # The jobs start a script of datatrove's, which is beside this interpreter.
+        own["env_command"] = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    # A job whose predecessor failed would wait for ever.
+    extra = {"kill-on-invalid-dep": "yes", **(options.get("sbatch_args") or {})}
+    return {**own, **options, "sbatch_args": extra}
+
+
+def _no_statistics() -> None:
+    pass
 
 
 def run_in_workers(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 IMPORTANCE_FILE = "importance.safetensors"  # importances of layers and channels, measured by pruning
 PRUNING_PLAN = "pruning.yaml"  # what stayed of a model that was pruned, and how that was chosen
+PRUNING_SEARCH = "pruning_search.yaml"  # the shapes that were tried for a budget
 RECIPE = "recipe.yaml"  # the stage's keys, written when everything is ready to train
 DATA = "data.json"  # fingerprints of the sources by name, their weights, and fingerprints of teacher and base
 # A source is named like a folder: no name of one contains "/".

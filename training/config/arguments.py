@@ -137,6 +137,10 @@ class StageArguments(LoraArguments, TrainingArguments):
     gather_gradients: bool = learnt(True, "Positives learn from the in-batch term; false: as published on GPUs.")
     spread_weight: float = learnt(0.0, "Factor of a term that spreads unrelated texts of retrieval.", least=0)
     quantized: str | None = learnt(None, "Factors of terms on quantized vectors, as JSON: int8 and binary.")
+    embedding_ranks: list[int] | None = learnt(
+        None, "Factorise the token embeddings; ranks trained, one a step.", resume="never"
+    )
+    exit_layers: list[str] | None = learnt(None, "Layers trained as exits, or auto: 1, 2, 4, 8, 16, 24, …, the last.")
 
     learning_rate_by_size: str | None = learnt(
         None, "Rates by most parameters, as JSON, if none is given; lora: times 10."
@@ -154,10 +158,10 @@ class StageArguments(LoraArguments, TrainingArguments):
     teacher_query_template: str | None = learnt(None, "How another teacher reads texts: {text}, {instruction}.")
     teacher_document_template: str | None = learnt(None, "Template for texts without instruction: {text}.")
     teacher_cache_dir: str | None = machine(None, "Folder that keeps the teacher's embeddings; none if left out.")
-    teacher_projection: bool = learnt(False, "Learn a map to a narrower teacher; kept with the run.", resume="never")
+    teacher_projection: bool = learnt(False, "Learn a map to the teacher's dimensions; not saved.", resume="never")
 
     # Pruning
-    prune_to: str | None = learnt(None, "Cut 'model' to this shape, as JSON or by 'family', instead of training.")
+    prune_to: str | None = learnt(None, "Cut 'model' to a shape or a budget, as JSON; see training/pruning/README.md.")
     prune_hidden: str | None = learnt(None, "Channels: leading (default after matryoshka), …", choices=HIDDEN_METHODS)
     prune_layers: str = learnt("first", "Layers to keep: first, or most change.", choices=LAYER_METHODS)
     calibration_texts: int = learnt(1024, "Texts of the sources whose activations are measured.", least=1)
@@ -334,6 +338,16 @@ class StageArguments(LoraArguments, TrainingArguments):
             raise UserError(f"key 'matryoshka_dimensions': {wrong} do not fit a model of {hidden_size} dimensions")
         # The full width is what the model is used at when nobody truncates.
         return sorted({*self.matryoshka_dimensions, hidden_size}, reverse=True)
+
+    def train_exits(self, layers: int) -> list[int] | None:
+        """Return the numbers of layers after which a model of so many is trained, ascending; None for the last only."""
+        if not self.exit_layers:
+            return None
+        if self.exit_layers == ["auto"]:
+            return sorted({*(each for each in (1, 2, 4, *range(8, layers, 8)) if each < layers), layers})
+        if wrong := [each for each in self.exit_layers if not each.isdecimal() or not 1 <= int(each) <= layers]:
+            raise UserError(f"key 'exit_layers': {wrong} do not fit a model of {layers} layers; give numbers, or auto")
+        return sorted({*map(int, self.exit_layers), layers})
 
     def check_family(self, config: F2LLMConfig) -> None:
         """Refuse a model whose shape is not that of ``model_family``."""

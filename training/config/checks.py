@@ -148,17 +148,22 @@ def _faults(a: Any) -> list[tuple[Any, str]]:
     saves_nothing = a.save_strategy == "best" and a.eval_strategy == "no" and not a.prunes
     metric = a.metric_for_best_model
     adapter = "key 'push_checkpoints': those of a stage with 'lora' hold an adapter alone; publish the finished adapter"
+    # It would cut the gradient of the states in between.
+    reentrant = "key 'exit_layers' cannot be trained with activation_checkpointing_kwargs: {use_reentrant: true}"
     losses = [name for name, used in (a.liger_kernel_config or {}).items() if used and name.endswith("cross_entropy")]
     return [
         (a.max_steps < 1 and a.max_steps != -1, f"key 'max_steps' must be at least 1 or -1, got {a.max_steps}"),
         (tokens < a.max_length, f"key 'max_tokens_per_forward': give at least 'max_length' ({a.max_length})"),
         (a.fp16 and a.device.type == "cpu", "key 'fp16' has no effect on a CPU; give 'bf16: true', or take it out"),
         (a.use_liger_kernel and not is_liger_kernel_available(), "key 'use_liger_kernel': 'pip install liger-kernel'"),
+        (a.exit_layers and (a.activation_checkpointing_kwargs or {}).get("use_reentrant"), reentrant),
         (losses, f"key 'liger_kernel_config': an embedding model has no {losses}; give false"),
         (a.compile and a.lora_dropout, "key 'lora_dropout' draws differently in compiled layers; take 'compile' out"),
         (a.compile and a.lora_dora, "key 'compile': torch compiles DoRA again for every layer; take it out"),
         (a.prunes and a.model is None, f"{cut}; give it as 'model'"),
         (a.prunes and a.lora, f"{cut} and train nothing; take 'lora' out"),
+        (min(a.embedding_ranks or [1]) < 1, f"key 'embedding_ranks': {a.embedding_ranks} must be at least 1 each"),
+        (a.lora and a.embedding_ranks, "key 'embedding_ranks': an adapter trains no token embeddings; take 'lora' out"),
         (a.lora and a.model is None, "key 'lora' trains an adapter of an existing model; give it as 'model'"),
         (a.mine and not (a.miner or a.model), "key 'mine': a new model finds no negatives; give another as 'miner'"),
         (a.tokenizer == "train" and a.model is not None, "key 'tokenizer': 'model' needs its own; leave the key out"),
@@ -200,7 +205,7 @@ def unread_keys(args: Any, given: Collection[str]) -> Iterator[str]:
         ("calibration_texts prune_hidden prune_layers", args.prunes, "prune_to: SHAPE"),
         ("distillation_weight", args.teacher is not None, "teacher: MODEL"),
         ("teacher_projection", args.distillation_weight > 0, "distillation_weight: 1"),
-        ("teacher push_checkpoints mine", not args.prunes, "prune_to: null"),
+        ("teacher push_checkpoints mine exit_layers embedding_ranks", not args.prunes, "prune_to: null"),
         ("mine", args.num_hard_negatives_retrieval or args.prunes, "num_hard_negatives_retrieval: 7"),
         (recomputes, args.activation_checkpointing, "activation_checkpointing: true"),
         ("liger_kernel_config", args.use_liger_kernel, "use_liger_kernel: true"),

@@ -26,6 +26,8 @@ logger = logging.getLogger("training")
 
 # In a checkpoint: the map and its optimizer. In the folder of a finished run: the map alone.
 PROJECTION_STATE, PROJECTION_WEIGHT = "projection.pt", "projection.safetensors"
+# Of the mean square of a channel, added to each in the least squares that a projection starts from.
+_RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,6 @@ def inspect_teacher(args: StageArguments, tokenizer: PreTrainedTokenizerBase, st
             f"key 'teacher': its {choice.width} dimensions do not cover the student's {student_width}; choose a wider "
             "teacher, or add 'teacher_projection: true', which learns a map to them"
         )
-    if choice.width >= student_width and args.teacher_projection:
-        raise UserError(
-            f"key 'teacher_projection': the teacher's {choice.width} dimensions cover the student's {student_width}, "
-            "which learns them without a projection; take the key out"
-        )
     return choice
 
 
@@ -91,15 +88,18 @@ def _width_in_config(ref: ModelRef, max_length: int) -> int:
 
 
 class Projection(TrainerCallback):
-    """A learned map from a student's embeddings to those of a narrower teacher, used in training only.
+    """A learned map from a student's embeddings to a teacher's dimensions, used in training only.
 
-    ``(…, d)`` → ``(…, D)``, linear, without bias; it starts as the leading dimensions. It is not part of the model and
+    ``(…, d)`` → ``(…, D)``, linear, without bias. That to a narrower teacher starts as the leading dimensions, that to
+    the ``d`` leading ones of another at the least-squares map of the first batch (``fits``): a student that was cut
+    from a model of the teacher's kind knows much of them, in other directions. It is not part of the model and
     has its own AdamW, with the stage's options and schedule: every process computes the loss of the whole batch over
     gathered embeddings, so its gradient is the same everywhere, however the model is sharded. It is clipped to
     ``max_grad_norm`` apart from the model's.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, args: TrainingArguments) -> None:
+    def __init__(self, student_width: int, teacher_width: int, args: TrainingArguments, fits: bool = False) -> None:
+        self._fits = fits
         self.weight = nn.Parameter(torch.eye(teacher_width, student_width, device=args.device))
         betas = (args.adam_beta1, args.adam_beta2)
         options = {"betas": betas, "eps": args.adam_epsilon, "weight_decay": args.weight_decay}
@@ -108,6 +108,20 @@ class Projection(TrainerCallback):
     def __call__(self, embeddings: Tensor) -> Tensor:
         """``(…, d)`` student embeddings → ``(…, D)``."""
         return nn.functional.linear(embeddings, self.weight)
+
+    @torch.no_grad()
+    def start(self, student: Tensor, teacher: Tensor) -> None:
+        """Fit the map to ``(n, d)`` and ``(n, ≥ D)`` embeddings of the first batch; do nothing at later ones.
+
+        Ridge regression of what the leading dimensions leave: directions of which the texts say nothing stay.
+        """
+        if not self._fits:
+            return
+        self._fits, student = False, student.float()
+        squares = student.T @ student
+        squares.diagonal().add_(_RIDGE * squares.diagonal().mean())
+        left = teacher[:, : len(self.weight)].float() - self(student)
+        self.weight += torch.linalg.solve(squares, student.T @ left).T
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: Any, control: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any
@@ -138,6 +152,7 @@ class Projection(TrainerCallback):
             options = options_of(self._optimizer)
             self._optimizer.load_state_dict(state["optimizer"])
             apply_options(self._optimizer, options)
+            self._fits = False
         # The unpickler can raise any exception on a damaged file.
         except Exception as error:
             raise ValueError(f"{PROJECTION_STATE} cannot be read ({in_one_line(error)})") from None
@@ -179,7 +194,8 @@ def read_width(args: StageArguments, student_width: int, teacher_width: int) -> 
 def make_projection(args: StageArguments, student_width: int, teacher_width: int) -> Projection | None:
     """Return the map that the stage learns, if it does."""
     learns = args.teacher_projection and args.distillation_weight > 0
-    return Projection(student_width, teacher_width, args) if learns else None
+    narrower = teacher_width < student_width
+    return Projection(student_width, min(teacher_width, student_width), args, fits=not narrower) if learns else None
 
 
 def make_distillation(

@@ -82,7 +82,7 @@ class CachedStore(EmbeddingStore):
         return ([prompt + text for text in texts], "", side) if self._joins else (list(texts), prompt, side)
 
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
-        """Return the ``(n, width)`` embeddings of texts, as :meth:`EmbeddingStore.encode` does."""
+        """Return the ``(n, columns)`` embeddings of texts, as :meth:`EmbeddingStore.encode` does."""
         texts, prompt, side = self.as_encoded(texts, prompt, side)
         keys = {text: self.cache.key(text, prompt, side) for text in texts if (side, prompt, text) not in self._rows}
         if known := {text: key for text, key in keys.items() if key in self.cache}:

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
 
 from training.models.devices import SharedEncoder
+from training.models.encoders import exit_sizes
 
 Floats = NDArray[np.float32]
 
@@ -66,22 +67,26 @@ class EmbeddingStore:
         self.model, self.batch_size = self.encoder.model, batch_size
         self.encoded, self.seconds = 0, 0.0
         self.width = int(self.model.get_embedding_dimension())
+        self.columns = self.width * (len(exit_sizes(self.model)) or 1)
         # Corpora and queries of the current task.
         self.read: dict[Any, Any] = {}
         self.routes = any(isinstance(module, Router) for module in self.model)
         self._rows: dict[tuple[str | None, str, str], int] = {}
-        self._embeddings = np.empty((0, self.width), np.float32)
+        self._embeddings = np.empty((0, self.columns), np.float32)
         self._terminal = sys.stderr
 
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
-        """Return the ``(n, width)`` embeddings of texts; a model with a router encodes a side, query or document."""
+        """Return the ``(n, columns)`` embeddings of texts: ``width``, or ``exits * width`` of a model with exits.
+
+        A model with a router encodes a side, query or document.
+        """
         side = side if self.routes else None
         if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
             self._add(new, prompt, side, self.compute(new, prompt, side))
         return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
 
     def compute(self, texts: Sequence[str], prompt: str, side: str | None) -> Floats:
-        """Return the ``(n, width)`` embeddings of distinct texts, and keep none of them."""
+        """Return the ``(n, columns)`` embeddings of distinct texts, and keep none of them."""
         method = {"query": "encode_query", "document": "encode_document"}.get(side, "encode")
         # Not part of the time.
         self.encoder.start()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ from training.common.errors import UserError
 from training.evaluation.encoding import EmbeddingStore, Floats, calibrate, quantized, unit_length
 from training.evaluation.records import DEFAULT_MAX_LENGTH, ModelRecord
 from training.models.devices import SharedEncoder
-from training.models.encoders import TRUST_OPTION, load_encoder, pooling_of
+from training.models.encoders import (
+    TRUST_OPTION,
+    exit_sizes,
+    limit_length,
+    load_encoder,
+    pooling_of,
+    trained_exits,
+    unused_parameters,
+    with_exits,
+)
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, reads_as_ours, resolve, revisions_in
 
@@ -77,6 +87,12 @@ class EvaluatedModel:
     store: EmbeddingStore
     meta: ModelMeta
     prompts: Prompts
+    exits: Mapping[int, ModelRecord] = field(default_factory=dict)  # by layers, in the order of the store's embeddings
+
+    @property
+    def records(self) -> list[ModelRecord]:
+        """Those of the exits and of the whole model, which is the last of them."""
+        return [*(record for record in self.exits.values() if record != self.record), self.record]
 
 
 def revisions_of(name: str) -> list[str]:
@@ -95,34 +111,44 @@ def load_model(
     prompts: str = "auto",
     trust_remote_code: bool = False,
     devices: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    rank: int | None = None,
 ) -> EvaluatedModel:
     """Load a model (folder, run or Hub name), as mteb's registry describes it if the model is in the registry.
 
     ``prompts`` are ``published``: F2LLM-v2's for mteb's tasks; ``model``: those saved with the model; or ``auto``: the
-    registry's, or the published ones for a model trained with such instructions, or else the model's own.
+    registry's, or the published ones for a model trained with such instructions, or else the model's own. ``layers``
+    are the exits that are evaluated beside the whole model; an empty list stands for those that were trained. ``rank``
+    is that of factorised token embeddings.
     """
     known = None if Path(name).is_dir() else MODEL_REGISTRY.get(name)
     options = registered_options(known) if known is not None else {}
     found = resolve(name, "MODEL", revision or (known and known.revision))
-    encoder = SharedEncoder(partial(_load, found, trust_remote_code, options, max_length), devices)
+    encoder = SharedEncoder(partial(_load, found, trust_remote_code, options, max_length, layers, rank), devices)
     model = encoder.model
     used = _prompts(prompts, options, model)
     # Options that change the embeddings are part of the label and of the key in mteb's cache.
     experiment = {"prompts": prompts} if prompts != "auto" else {}
     experiment |= {"max_length": max_length} if max_length != DEFAULT_MAX_LENGTH else {}
     experiment |= {"pooling": "lasttoken"} if reads_as_ours(found.place, found.revision) else {}
-    parameters, width = sum(each.numel() for each in model.parameters()), int(model.get_embedding_dimension())
+    experiment |= {"rank": rank} if rank else {}
+    unused, width = unused_parameters(model), int(model.get_embedding_dimension())
+    parameters = sum(each.numel() for each in model.parameters()) - unused
     options_text = ", ".join(f"{key} {value}" for key, value in experiment.items())
     record = ModelRecord(name, revision, parameters, width, identity=found.identity, options=options_text)
-    facts = (model.dtype, pooling_of(model), model.max_seq_length, used.template or used.own)
+    # A static model names no limit.
+    length = min(max_length, model.max_seq_length)
+    facts = (model.dtype, pooling_of(model), length, used.template or used.own)
     logger.info("%s: %s, pooled by %s, texts of at most %d tokens; prompts: %r", name, *facts)
     if known is None:
         public = "/".join(Path(found.place).resolve().parts[-2:]) if found.revision is None else found.place
-        fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": model.max_seq_length}
+        fields = {"name": public, "n_parameters": parameters, "embed_dim": width, "max_tokens": length}
         known = ModelMeta.create_empty({**fields, "framework": ["Sentence Transformers", "PyTorch"]})
     # A folder that was trained on, or a branch that moved, is another model.
     update = {"revision": found.identity} | ({"experiment_kwargs": experiment} if experiment else {})
-    return EvaluatedModel(record, EmbeddingStore(encoder), known.model_copy(update=update), used)
+    sizes = {layers: size - unused for layers, size in exit_sizes(model).items()}
+    exits = {layers: record if size == parameters else record.of_exit(layers, size) for layers, size in sizes.items()}
+    return EvaluatedModel(record, EmbeddingStore(encoder), known.model_copy(update=update), used, exits)
 
 
 def registered_options(known: ModelMeta) -> dict[str, Any]:
@@ -136,12 +162,21 @@ def registered_options(known: ModelMeta) -> dict[str, Any]:
     return options
 
 
-def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any], max_length: int) -> SentenceTransformer:
+def _load(
+    found: ModelRef,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+    max_length: int,
+    layers: Sequence[int] | None = None,
+    rank: int | None = None,
+) -> SentenceTransformer:
     model_options = dict(options.get("model_kwargs") or {})
     # Whether its code runs is the user's choice.
     model_options.pop("trust_remote_code", None)
     if (dtype := model_options.pop("torch_dtype", model_options.get("dtype"))) is not None:
         model_options["dtype"] = getattr(dtype, "value", dtype)
+    if rank is not None:
+        model_options["embedding_rank"] = rank
     model = load_encoder(
         found,
         "MODEL",
@@ -159,8 +194,10 @@ def _load(found: ModelRef, trust_remote_code: bool, options: dict[str, Any], max
         model.tokenizer.padding_side = options["padding_side"]
     if not options.get("include_prompt", True):
         model.set_pooling_include_prompt(include_prompt=False)
-    model.max_seq_length = min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length)
-    return model
+    limit_length(model, min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length))
+    if layers is None or not (exits := layers or trained_exits(model)):
+        return model
+    return with_exits(model, sorted({*exits, model[0].config.num_hidden_layers}), "--layers")
 
 
 def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) -> Prompts:
@@ -193,12 +230,20 @@ class EncoderView(AbsEncoder):
     and format the corpus again for each view and subset.
     """
 
-    def __init__(self, model: EvaluatedModel, dimension: int | None = None, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        dimension: int | None = None,
+        precision: str = "float32",
+        layers: int | None = None,
+    ) -> None:
+        record = model.record if layers is None else model.exits[layers]
         self.store, self.prompts, meta = model.store, model.prompts, model.meta
         width = self.store.width
         self.dimension, self.precision = width if dimension is None else dimension, precision
         if not 1 <= self.dimension <= width:
-            raise UserError(f"dimension {dimension}: {model.record.label} has {width}; choose from 1 to {width}")
+            raise UserError(f"dimension {dimension}: {record.label} has {width}; choose from 1 to {width}")
+        self.label, self._start = record.label, 0 if layers is None else list(model.exits).index(layers) * width
         # Read by mteb's methods.
         self.model, self.model_prompts = self.store.model, self.prompts.own
         self.prompts_dict, self.instruction_template = self.prompts.by_task, self.prompts.template
@@ -208,7 +253,9 @@ class EncoderView(AbsEncoder):
         experiment = {**(meta.experiment_kwargs or {}), "dimension": self.dimension, "precision": precision}
         if precision == "int8":
             experiment["quantizer"] = "QT_8bit"
-        full = self.dimension == width and precision == "float32"
+        if record is not model.record:
+            experiment["layers"] = layers
+        full = self.dimension == width and precision == "float32" and record is model.record
         self.mteb_model_meta = meta if full else meta.model_copy(update={"experiment_kwargs": experiment})
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
@@ -234,7 +281,8 @@ class EncoderView(AbsEncoder):
     def embed(self, texts: Sequence[str], task_metadata: Any, prompt_type: PromptType | None) -> Floats:
         """Return ``(n, dimension)`` embeddings of a task's texts."""
         prompt = self.prompt(task_metadata, prompt_type)
-        found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)[:, : self.dimension]
+        found = self.store.encode(texts, prompt, prompt_type and prompt_type.value)
+        found = found[:, self._start : self._start + self.dimension]
         if self.precision == "int8" and self._similarity == "cosine":
             found = unit_length(found)
         if self.precision == "float32" or (self.precision == "int8" and prompt_type == PromptType.query):
@@ -292,9 +340,9 @@ class EncoderView(AbsEncoder):
 def views_of(
     model: EvaluatedModel, dims: Sequence[int] = (), precisions: Sequence[str] = ("float32",)
 ) -> list[EncoderView]:
-    """Return a view of each width (default: the full one) and precision."""
-    widths = dict.fromkeys(dims or [model.store.width])
-    return [EncoderView(model, dim, precision) for precision in dict.fromkeys(precisions) for dim in widths]
+    """Return a view of each exit (without exits: of the whole model), precision and width (default: the full one)."""
+    combined = product(model.exits or [None], dict.fromkeys(precisions), dict.fromkeys(dims or [model.store.width]))
+    return [EncoderView(model, dim, precision, layers) for layers, precision, dim in combined]
 
 
 @cache

@@ -8,8 +8,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -43,7 +43,7 @@ from training.evaluation.figures import find_log
 from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
 from training.evaluation.report import write_report
 from training.evaluation.summary import known_rows
-from training.models.encoders import load_encoder
+from training.models.encoders import exit_sizes, load_encoder, trained_exits, with_exits
 from training.models.encoding import embed_batch, lay_out
 from training.models.model_folder import user_error
 from training.models.model_ref import resolve
@@ -191,9 +191,14 @@ class EncodedPairs:
             queries = torch.from_numpy(quantized(queries.numpy(), "binary")) if precision == "binary" else queries
         return self.pairs.hits(nearest(queries, candidates, dim))
 
+    def by_exit(self, count: int) -> list[EncodedPairs]:
+        """Take the ``(n, count * d)`` embeddings of a model with exits apart."""
+        sides = zip(self.queries.chunk(count, dim=1), self.candidates.chunk(count, dim=1), strict=True)
+        return [replace(self, queries=queries, candidates=candidates) for queries, candidates in sides]
+
 
 def encode_pairs(model: SentenceTransformer, pairs: Pairs) -> EncodedPairs:
-    """Encode every text once; queries get the model's query prompt."""
+    """Encode every text once; queries get the model's query prompt; with exits, ``(n, exits * d)`` embeddings."""
     options = {"convert_to_tensor": True, "show_progress_bar": False, "batch_size": 256}
     started = time.perf_counter()
     queries = model.encode_query(pairs.queries, **options).float().cpu()
@@ -331,9 +336,15 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     model = load_encoder(reference, "output_dir")
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
-    encoded = encode_pairs(model, pairs)
+    if exits := trained_exits(model):
+        model = with_exits(model, exits, "exit_layers")
+    by_exit = encode_pairs(model, pairs).by_exit(len(exits) or 1)
+    encoded = by_exit[-1]
     baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
     result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
+    if exits:
+        accuracies = [evaluate_pairs(found, baseline, dims)["accuracy"] for found in by_exit]
+        result["exits"] = dict(zip(map(str, exits), accuracies, strict=True))
     # The same recipe may be resumed twice at once.
     with locked(path):
         write_whole(path, json.dumps(result, indent=2) + "\n")
@@ -350,19 +361,21 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     with locked(output):
         # Beside earlier stages of the recipe and the baseline.
         evaluation = load_evaluation(output, missing_ok=True)
-        evaluation.add_model(record)
-        evaluation.add_model(ModelRecord(TFIDF))
+        *smaller, _ = exit_sizes(model).items() or [None]
+        records = [*(record.of_exit(*each) for each in smaller), record]
+        for each in (*records, ModelRecord(TFIDF)):
+            evaluation.add_model(each)
         evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
-        for precision in PRECISIONS:
-            for dim in dims:
-                evaluation.put(*language_scores(record.label, pairs, encoded.hits(dim, precision), dim, precision))
+        for (each, found), precision, dim in product(zip(records, by_exit, strict=True), PRECISIONS, dims):
+            evaluation.put(*language_scores(each.label, pairs, found.hits(dim, precision), dim, precision))
         evaluation.save(output)
+        names = dict.fromkeys(each.name for each in evaluation.models)
         shown = write_report(
             evaluation,
             output,
             compare=(record.label, TFIDF),
             rows=known_rows(Path(args.manifest) if args.manifest else None),
-            runs=[run for each in evaluation.models if (run := run_of(each.name)) is not None and find_log(run)],
+            runs=[run for name in names if (run := run_of(name)) is not None and find_log(run)],
             title=f"Evaluation of {output.parent}",
         )
     sys.stdout.write(f"{shown}\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
@@ -397,6 +410,8 @@ def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
     """Format the result for a terminal: widths, then the scripts with the most queries."""
     accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
     tables = [accuracies.reset_index()]
+    if "exits" in result:
+        tables.append(pd.DataFrame(result["exits"]).add_suffix(" layers").rename_axis("dimensions").reset_index())
     if result["scripts"]:
         scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
         tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())

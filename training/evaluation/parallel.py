@@ -44,7 +44,7 @@ Texts = Mapping[tuple[str | None, str], Sequence[str]]
 class Job(NamedTuple):
     """What every process needs to know about the evaluation of a model."""
 
-    model: tuple[Any, ...]  # arguments of `load_model`, without devices
+    model: tuple[Any, ...]  # arguments of `load_model`, with no devices
     tasks: tuple[Any, ...]  # arguments of `find_tasks`
     dims: tuple[int, ...]
     precisions: tuple[str, ...]
@@ -67,13 +67,14 @@ def evaluate_tasks(
     record, names = model.record, [task.metadata.name for task in tasks]
     # First: results of a killed command may be of another model, or of an earlier state of this one.
     _collect(evaluation, job, names)
-    evaluation.add_model(record)
+    for each in model.records:
+        evaluation.add_model(each)
     worker = Worker(job, model, tasks)
     left = []
     for name, task in worker.tasks.items():
         evaluation.failures.pop(f"{record.label}: {name}", None)
         evaluation.forget_failures(f"{record.label}: {name}, ")
-        if not all(is_known(record.label, view, task, evaluation) for view in worker.views):
+        if not all(is_known(view, task, evaluation) for view in worker.views):
             left.append(name)
     evaluation.save(job.output)
     for folder in worker.cache.folder.parent.iterdir():
@@ -84,7 +85,7 @@ def evaluate_tasks(
     for answer in _together(worker, "rehearse", left):
         asked |= answer
     encoded, seconds = 0, 0.0
-    for wave in _waves({name: asked[name] for name in left}, cache_bytes // (4 * model.store.width)):
+    for wave in _waves({name: asked[name] for name in left}, cache_bytes // (4 * model.store.columns)):
         parts = _write_parts(worker, [asked[name] for name in wave])
         started = time.perf_counter()
         encoded += sum(_together(worker, "encode", parts))
@@ -189,8 +190,8 @@ class Worker:
     def __init__(self, job: Job, model: EvaluatedModel, tasks: Sequence[AbsTask]) -> None:
         self.job, self.tasks = job, {task.metadata.name: task for task in tasks}
         self.record, encoder = model.record, model.store.encoder
-        digest = xxh3_64_hexdigest(repr((self.record.label, self.record.identity)).encode())
-        self.cache = EmbeddingCache(job.folder / "embeddings" / digest, model.store.width)
+        digest = xxh3_64_hexdigest(repr((self.record.label, self.record.identity, *model.exits)).encode())
+        self.cache = EmbeddingCache(job.folder / "embeddings" / digest, model.store.columns)
         # In a launch, each process encodes on its own.
         self.store = CachedStore(encoder.model if encoder.devices == LAUNCHED else encoder, self.cache)
         self.model = replace(model, store=self.store)
@@ -221,10 +222,10 @@ class Worker:
     def score(self, names: Sequence[str]) -> None:
         """Score tasks; after each, its results are on disk, in mteb's format and for :func:`_collect`."""
         self.cache.refresh()
-        label, known, own = self.record.label, load_evaluation(self.job.output), Evaluation([self.record])
+        label, known, own = self.record.label, load_evaluation(self.job.output), Evaluation(self.model.records)
         for name in self._claimed(names, "score"):
             task = self.tasks[name]
-            left = [view for view in self.views if not is_known(label, view, task, known)]
+            left = [view for view in self.views if not is_known(view, task, known)]
             with self._forgetting(task), quietly():
                 evaluate_task(label, task, left, own, mteb.ResultCache(self.job.output / "mteb"))
             own.save(self.job.folder / "scores" / str(self._rank))

@@ -33,6 +33,11 @@ SCORES, EXAMPLES = "scores.json", "examples.npz"
 _REVISION = re.compile(r"(?P<before>|.*[-_/.])(?P<word>[a-z]+)(?:[-_/]|(?<=step))(?P<step>\d+)", re.IGNORECASE)
 
 
+def layers_text(layers: int) -> str:
+    """Return how options of a record name a model that ends after so many layers."""
+    return "1 layer" if layers == 1 else f"{layers} layers"
+
+
 def bytes_per_vector(dimension: int, precision: str) -> int:
     """Return the bytes of a stored embedding; binary ones are packed eight to a byte."""
     return -(-dimension * PRECISIONS[precision] // 8)
@@ -49,6 +54,17 @@ class ModelRecord:
     texts_per_second: float | None = None
     identity: str | None = None  # commit, or a digest of the files
     options: str = ""  # those that change embeddings and differ from the defaults: ``prompts model``
+
+    @property
+    def layers(self) -> int | None:
+        """The layers after which the model ends, if it is an exit."""
+        found = re.search(r"(\d+) layers?\b", self.options)
+        return int(found[1]) if found else None
+
+    def of_exit(self, layers: int, parameters: int) -> ModelRecord:
+        """Return the record of the model's first layers; the time of a pass is that of all of them."""
+        options = ", ".join(filter(None, [self.options, layers_text(layers)]))
+        return replace(self, options=options, parameters=parameters, texts_per_second=None)
 
     @property
     def label(self) -> str:

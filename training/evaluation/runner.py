@@ -60,21 +60,24 @@ def _evaluate(args: Namespace) -> None:
         check_known("--compare", label.partition(" (")[0], known)
     run = run_of(args.model)
     rows = training_rows(args.manifest) if args.manifest else known_rows(manifest_of(run) if run else None)
+    which = (args.max_length, args.prompts, args.trust_remote_code)
+    layers = None if args.layers is None else tuple(args.layers)
     done = []
     # A fault of one model does not cost the others.
     for (name, revision), shown in names.items():
         evaluation.failures.pop(f"{shown}: all", None)
         try:
-            model = load_model(name, revision, args.max_length, args.prompts, args.trust_remote_code, args.devices)
-            with closing(model.store.encoder):
-                if args.embedding_cache is None:
-                    evaluate_model(model, tasks, evaluation, args.output, dims=args.dims, precisions=args.precisions)
-                else:
-                    which = (name, revision, args.max_length, args.prompts, args.trust_remote_code)
-                    found = (tuple(args.tasks), args.benchmark, tuple(args.local))
-                    job = Job(which, found, tuple(args.dims), tuple(args.precisions), args.output)
-                    evaluate_tasks(job, model, tasks, evaluation, args.embedding_cache * 2**30)
-            done.append(model.record.label)
+            for rank in args.ranks:
+                model = load_model(name, revision, *which, args.devices, layers, rank)
+                views = {"dims": tuple(args.dims), "precisions": tuple(args.precisions)}
+                with closing(model.store.encoder):
+                    if args.embedding_cache is None:
+                        evaluate_model(model, tasks, evaluation, args.output, **views)
+                    else:
+                        found = (tuple(args.tasks), args.benchmark, tuple(args.local))
+                        job = Job((name, revision, *which, (), layers, rank), found, **views, output=args.output)
+                        evaluate_tasks(job, model, tasks, evaluation, args.embedding_cache * 2**30)
+                done += [record.label for record in model.records]
         except UserError as error:
             if len(names) == 1:
                 raise
@@ -112,7 +115,8 @@ def evaluate_model(
     """
     store, label = model.store, model.record.label
     views = views_of(model, dims, precisions)
-    evaluation.add_model(model.record)
+    for record in model.records:
+        evaluation.add_model(record)
     cache = mteb.ResultCache(output / "mteb")
     for task in (bar := tqdm(tasks, desc=label, unit="task")):
         bar.set_postfix_str(task.metadata.name)

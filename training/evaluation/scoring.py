@@ -88,13 +88,14 @@ def evaluate_task(
     evaluation.failures.pop(whole_task, None)
     evaluation.forget_failures(f"{whole_task}, ")
     for view in views:
-        if is_known(label, view, task, evaluation):
+        if is_known(view, task, evaluation):
             continue
         key = whole_task
         try:
             load_data(task)
-            key = f"{whole_task}, {view.dimension} dimensions, {view.precision}"
-            _add_scores(label, view, task, evaluation, cache)
+            of_exit = view.label.removeprefix(label)
+            key = f"{whole_task}, {view.dimension} dimensions, {view.precision}{of_exit}"
+            _add_scores(view, task, evaluation, cache)
         # Data and code of a task can raise any exception; the other results must stay.
         except Exception as error:
             evaluation.failures[key] = f"{type(error).__name__}: {in_one_line(error)}"
@@ -109,9 +110,9 @@ def load_data(task: AbsTask) -> None:
         task.load_data()
 
 
-def is_known(label: str, view: EncoderView, task: AbsTask, evaluation: Evaluation) -> bool:
+def is_known(view: EncoderView, task: AbsTask, evaluation: Evaluation) -> bool:
     """Return whether the evaluation has all scores of a view on these data, with their examples."""
-    fields = {"model": label, "task": task.metadata.name, "data": task.metadata.revision}
+    fields = {"model": view.label, "task": task.metadata.name, "data": task.metadata.revision}
     scores = evaluation.select(dimension=view.dimension, precision=view.precision, **fields)
     asked = {(split, subset) for split in task.eval_splits for subset in task.hf_subsets}
     if not asked <= {(score.split, score.subset) for score in scores}:
@@ -135,7 +136,7 @@ def run_task(view: EncoderView, task: AbsTask, folder: Path | None = None) -> tu
     return result, found
 
 
-def _add_scores(label: str, view: EncoderView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache) -> None:
+def _add_scores(view: EncoderView, task: AbsTask, evaluation: Evaluation, cache: mteb.ResultCache) -> None:
     result, found = run_task(view, task, cache.cache_path if has_examples(task) else None)
     # mteb reads and writes again what other processes write, too.
     with FileLock(cache.cache_path.with_name(".mteb.lock")):
@@ -144,7 +145,7 @@ def _add_scores(label: str, view: EncoderView, task: AbsTask, evaluation: Evalua
     for split, subset in ((split, subset) for split, subsets in result.scores.items() for subset in subsets):
         name, data = subset["hf_subset"], _data_of(task, split, subset["hf_subset"])
         score = Score(
-            model=label,
+            model=view.label,
             task=task.metadata.name,
             task_type=task.metadata.type,
             subset=name,

@@ -203,18 +203,31 @@ def steps_of(stage: Stage) -> int:
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * int(batches.sum()))
 
 
-def run_seed(recipe: Path, seed: int, output: Path, manifest: Path, pairs: Pairs) -> dict[str, dict[str, Hits]]:
-    """Train (unless it is finished) and measure every stage with one seed."""
+def depths(stages: Sequence[Stage]) -> dict[str, int]:
+    """Return by stage how many stages one after the other must be finished before it can run."""
+    found: dict[str, int] = {}
+    for stage in stages:
+        args = stage.arguments
+        read = [Path(name) for name in (args.model, args.teacher, args.tokenizer, args.prepared_dir) if name]
+        makers = {
+            other.name
+            for other in stages
+            if other.name in found and any(path.is_relative_to(other.arguments.output_dir) for path in read)
+        }
+        found[stage.name] = 1 + max((found[name] for name in makers.union(_STEPS_OF.get(stage.name, ()))), default=-1)
+    return found
+
+
+def run_arm(recipe: Path, seed: int, name: str, output: Path, manifest: Path, pairs: Pairs) -> dict[str, Hits]:
+    """Train (unless it is finished) and measure a stage with one seed."""
     overrides = {"seed": seed, "output_dir": str(output / f"seed-{seed}"), "manifest": str(manifest)}
     stages = {stage.name: stage for stage in load_recipe(recipe, overrides).stages}
-    found = {}
-    for name, stage in stages.items():
-        if name in _STEPS_OF:
-            steps = {"max_steps": sum(steps_of(stages[other]) for other in _STEPS_OF[name])}
-            stage = next(each for each in load_recipe(recipe, overrides | steps).stages if each.name == name)
-        found[name] = measure(stage, run_stage(stage, resume=True), pairs)
-        shown = ", ".join(f"{metric} {score(hits):.1f}" for metric, hits in found[name].items())
-        logger.info("seed %d, %s: %s", seed, name, shown)
+    if name in _STEPS_OF:
+        steps = {"max_steps": sum(steps_of(stages[other]) for other in _STEPS_OF[name])}
+        stages = {stage.name: stage for stage in load_recipe(recipe, overrides | steps).stages}
+    found = measure(stages[name], run_stage(stages[name], resume=True), pairs)
+    shown = ", ".join(f"{metric} {score(hits):.1f}" for metric, hits in found.items())
+    logger.info("seed %d, %s: %s", seed, name, shown or "done")
     return found
 
 
@@ -245,26 +258,27 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.seeds < 1:
         raise UserError("--seeds must be at least 1")
-    stages = {stage.name for stage in load_recipe(arguments.recipe).stages}
-    if missing := sorted({arm for claim in CLAIMS for arm in (claim.better, claim.worse)} - stages):
+    stages = depths(load_recipe(arguments.recipe).stages)
+    if missing := sorted({arm for claim in CLAIMS for arm in (claim.better, claim.worse)} - {*stages}):
         raise UserError(f"{arguments.recipe}: lacks the stages {', '.join(missing)}, which are compared; see {RECIPE}")
     check_output(arguments.output, [arguments.recipe], ["data", "seed-*", "claims.json", "claims.md", ".*"])
-    data = build_cldr(arguments.output / "data")
+    # As many negatives as the recipe reads, so that every stage prepares its data in a fraction of the time.
+    data = build_cldr(arguments.output / "data", num_negatives=2)
     pairs = load_pairs(data / "held_out.parquet", data / "candidates.parquet")
-    found: dict[int, dict[str, dict[str, Hits]]] = {}
     work = (arguments.output, data / "manifest.yaml", pairs)
-    seeds = [(arguments.recipe, seed, *work) for seed in range(arguments.seeds)]
-    # Each trains on one thread.
-    processes = min(os.cpu_count() or 1, arguments.seeds)
-    for (_, seed, *_), of_seed in run_in_workers(run_seed, seeds, processes, initializer=_prepare_worker):
-        found[seed] = of_seed
-        scores = {
-            seed: {name: {metric: score(hits) for metric, hits in own.items()} for name, own in of.items()}
-            for seed, of in sorted(found.items())
-        }
-        # After each seed: an interrupted run keeps what it has.
-        write_whole(arguments.output / "claims.json", json.dumps(scores, indent=2) + "\n")
-        write_whole(arguments.output / "claims.md", table(found) + "\n")
+    found: dict[int, dict[str, dict[str, Hits]]] = {seed: {} for seed in range(arguments.seeds)}
+    # Stages that wait for the same number of others run side by side, with all seeds, each on one thread.
+    for depth in range(max(stages.values()) + 1):
+        arms = [(arguments.recipe, seed, name, *work) for seed in found for name in stages if stages[name] == depth]
+        processes = min(os.cpu_count() or 1, len(arms))
+        for (_, seed, name, *_), hits in run_in_workers(run_arm, arms, processes, initializer=_prepare_worker):
+            found[seed][name] = hits
+            scores = {
+                seed: {stage: {metric: score(each) for metric, each in own.items()} for stage, own in of.items()}
+                for seed, of in found.items()
+            }
+            write_whole(arguments.output / "claims.json", json.dumps(scores, indent=2) + "\n")
+    write_whole(arguments.output / "claims.md", table(found) + "\n")
     sys.stdout.write(table(found) + "\n")
 
 

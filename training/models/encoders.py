@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from sentence_transformers.util import batch_to_device
+from torch import nn
 from transformers import PreTrainedModel
 
 import modeling_f2llm
@@ -35,7 +36,7 @@ TRUST_OPTION = "add --trust-remote-code if you trust it"
 _PACKAGE = Path(modeling_f2llm.__file__).resolve().parent
 # Modules of this package's models. Code counts as foreign with any other: Dense, for one, calls the activation_function
 # that its settings name.
-_MODULES = (".Transformer", ".Pooling", ".Normalize")
+_MODULES = (".Transformer", ".Pooling", ".Normalize", ".StaticEmbedding")
 
 
 def load_encoder(
@@ -96,11 +97,87 @@ def _with_pooling(model: SentenceTransformer, name: str) -> SentenceTransformer:
     )
 
 
+class _Exits(nn.Module):
+    """Gives Pooling the tokens after several layers of Qwen3 side by side, ``(b, t, exits * d)``."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.layers, self.norm, self._depth = tuple(layers), model.norm, model.config.num_hidden_layers
+        total = model.num_parameters()
+        self.sizes = {n: total - sum(w.numel() for w in model.layers[n:].parameters()) for n in layers}
+        model.config.output_hidden_states = True
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Replace ``token_embeddings``."""
+        states = features.pop("all_layer_embeddings")
+        found = [states[layer] if layer == self._depth else self.norm(states[layer]) for layer in self.layers]
+        return {**features, "token_embeddings": torch.cat(found, dim=-1)}
+
+
+class _NormalizeExits(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        by_exit = features["sentence_embedding"].unflatten(1, (self._count, -1))
+        return {**features, "sentence_embedding": nn.functional.normalize(by_exit, dim=-1).flatten(1)}
+
+
+def exit_sizes(model: SentenceTransformer) -> dict[int, int]:
+    """Return the parameters of each exit by its number of layers; none without :func:`with_exits`."""
+    return next((module.sizes for module in model if isinstance(module, _Exits)), {})
+
+
+def unused_parameters(model: SentenceTransformer) -> int:
+    """Return the parameters of columns of factorised token embeddings beyond the rank in use."""
+    # The class of a model's own code is another than this package's.
+    found = [each for each in model.modules() if type(each).__name__ == "LowRankEmbedding"]
+    return sum((e.left.embedding_dim - e.rank) * (e.left.num_embeddings + e.right.out_features) for e in found)
+
+
+def trained_exits(model: SentenceTransformer) -> list[int]:
+    """Return the numbers of layers that a model was trained to end after; none if only its last."""
+    return list(getattr(getattr(model[0], "config", None), "exit_layers", None) or ())
+
+
+def with_exits(model: SentenceTransformer, layers: Sequence[int], key: str) -> SentenceTransformer:
+    """Return a Qwen3 model, changed in place, whose embeddings are those after several layers side by side.
+
+    ``(n, exits * d)`` by one forward pass, each exit normalised: what models of so many layers embed. Its embedding
+    dimension stays ``d``.
+    """
+    config = getattr(model[0], "config", None)
+    if getattr(config, "model_type", None) != "qwen3" or len(model) != 3 or pooling_of(model) != "lasttoken":
+        raise UserError(f"{key}: only Qwen3 with last-token pooling and normalisation ends after fewer layers")
+    if wrong := [layer for layer in layers if not 1 <= layer <= config.num_hidden_layers]:
+        raise UserError(f"{key}: {wrong} do not fit a model of {config.num_hidden_layers} layers")
+    changed = SentenceTransformer(
+        modules=[model[0], _Exits(model[0].auto_model, layers), model[1], _NormalizeExits(len(layers))],
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        device=str(model.device),
+    )
+    changed.max_seq_length = model.max_seq_length
+    return changed
+
+
 def pooling_of(model: SentenceTransformer) -> str:
     """Describe how a model reduces token embeddings to one."""
     modes = [module.pooling_mode for module in model if isinstance(module, Pooling)]
     flat = [each for mode in modes for each in ([mode] if isinstance(mode, str) else mode)]
-    return " and ".join(flat) or type(model[-1]).__name__
+    static = "the mean of token embeddings" if isinstance(model[0], StaticEmbedding) else type(model[-1]).__name__
+    return " and ".join(flat) or static
+
+
+def limit_length(model: SentenceTransformer, tokens: int) -> None:
+    """Let a model cut texts after so many tokens."""
+    # Its property cannot be set.
+    if isinstance(model[0], StaticEmbedding):
+        model[0].tokenizer.enable_truncation(tokens)
+    else:
+        model.max_seq_length = tokens
 
 
 def _missing_weight(model: SentenceTransformer) -> str | None:
@@ -247,5 +324,5 @@ def _load_miner(miner: Miner) -> SentenceTransformer:
             most = model.max_seq_length
             what = f"--max-length {miner.max_length}: {miner.model} reads {most} tokens at most"
             raise UserError(f"{what}; give --max-length {most}")
-        model.max_seq_length = miner.max_length
+        limit_length(model, miner.max_length)
     return model

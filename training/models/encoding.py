@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,10 +90,20 @@ def packed_texts(source: PreparedSource, positions: np.ndarray, max_tokens: int)
         yield PackedTexts(chunk, torch.from_numpy(tokens.astype(np.int64))[None], source.lengths(chunk).tolist())
 
 
-def embed_chunk(model: nn.Module, input_ids: Tensor, lengths: list[int]) -> Tensor:
-    """``(n, d)`` unnormalised embeddings of the ``n`` texts packed in ``(1, T)`` ids: the last token of each."""
-    hidden = model(input_ids=input_ids, sequence_lengths=lengths).last_hidden_state[0]
-    return hidden[torch.tensor(lengths, device=hidden.device).cumsum(0) - 1]
+def embed_chunk(
+    model: nn.Module, input_ids: Tensor, lengths: list[int], exit_layers: Sequence[int] | None = None
+) -> Tensor:
+    """``(n, d)`` unnormalised embeddings of the ``n`` texts packed in ``(1, T)`` ids: the last token of each.
+
+    With exit layers, ``(n, exits * d)``: those of models of so many layers side by side, by one forward pass. A static
+    model, of which a text has no hidden states, returns the embeddings itself.
+    """
+    ends = torch.tensor(lengths, device=input_ids.device).cumsum(0) - 1
+    if exit_layers is None:
+        output = model(input_ids=input_ids, sequence_lengths=lengths)
+        return output if isinstance(output, Tensor) else output.last_hidden_state[0, ends]
+    states = model(input_ids=input_ids, sequence_lengths=lengths, exit_layers=exit_layers).hidden_states
+    return torch.cat([each[0, ends] for each in states], dim=1)
 
 
 def embed_batch(model: nn.Module, batch: dict[str, Any], width: int | None = None) -> Tensor:

@@ -35,7 +35,7 @@ _FILES = {
 # Least cosine between the embeddings of the graph and of torch, by precision.
 LEAST_COSINE = {"fp32": 0.9999, "int8": 0.99}
 # Says which model was exported, and how.
-_RECORD = "export.json"
+RECORD = "export.json"
 # One batch pads these to many lengths.
 _SAMPLE = (
     "a",
@@ -55,7 +55,7 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     weights, file_name = WeightFiles(folder), _FILES[backend][precision]
     check_output(output, [folder])
     record = {"backend": backend, "precision": precision, "weights": weights.digest(), "file_name": file_name}
-    with recorded_folder(output, _RECORD, record) as partial:
+    with recorded_folder(output, RECORD, record) as partial:
         if partial is None:
             return file_name
         # A package in a version that does not fit can fail with any exception.
@@ -64,7 +64,7 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
             f"it needs its own environment: pip install --group {backend}, with pip 25.1 or newer, in this checkout",
         ):
             import_module(BACKENDS[backend])
-        _write_settings(folder, weights, partial)
+        write_settings(folder, weights, partial)
         with temporary_folder() as source:
             shutil.copytree(partial, source, dirs_exist_ok=True)
             for path in folder.glob("model*.safetensors*"):
@@ -83,14 +83,15 @@ def export_graph(folder: Path, output: Path, backend: str, precision: str = "fp3
     return file_name
 
 
-def _write_settings(folder: Path, weights: WeightFiles, target: Path) -> None:
+def write_settings(folder: Path, weights: WeightFiles, target: Path) -> None:
     """Write the settings of stock Qwen3; refuse what libraries replace by random: a damaged tokenizer, bad weights."""
     config = load_json(folder / "config.json")
     if config.get("model_type") != "qwen3":
         raise UserError(f"{folder}: model_type is {config.get('model_type')!r}; only 'qwen3' is exported")
     check_tokenizer_file(folder)
     copy_settings(folder, target, "README.md")
-    config.pop("auto_map", None)
+    for name in ("auto_map", "embedding_ranks"):
+        config.pop(name, None)
     (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     # transformers also reads a model that was saved as a language model, with these names.
     shapes = {name.removeprefix("model."): shape for name, shape in weights.shapes.items() if name != "lm_head.weight"}

@@ -253,7 +253,9 @@ def merge(
         if partial is not None:
             copy_settings(parents[0].folder, partial, "generation_config.json", "*.py")
             # Older versions of the library call the key dtype torch_dtype.
-            config = {key: value for key, value in parents[0].config.items() if key != "torch_dtype"}
+            config = {
+                key: value for key, value in parents[0].config.items() if key not in ("torch_dtype", "embedding_ranks")
+            }
             merged_from = {"method": method, "parents": counted}
             write_json(partial / "config.json", {**config, "dtype": dtype, MERGED_FROM: merged_from})
             _write_average(parents, method, shares, dtype, partial, record["max_shard_size"])

@@ -36,6 +36,8 @@ _SETTINGS = (
 )
 NO_WORDS = "its tokenizer knows no token but special ones; put the tokenizer.json of this model beside it"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Names of the token embeddings, and of two factors of them.
+EMBEDDINGS, FACTORS = "embed_tokens.weight", ("embed_tokens.left.weight", "embed_tokens.right.weight")
 # As safetensors calls them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -115,7 +117,10 @@ class TensorInfo(NamedTuple):
 
 
 class WeightFiles:
-    """The safetensors of a model's folder (one file, or shards with an index): paths and tensors, in order of names."""
+    """The safetensors of a model's folder (one file, or shards with an index): paths and tensors, in order of names.
+
+    Factors of token embeddings are left out where their product lies beside them: without them it is stock Qwen3.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.file_of: Mapping[str, Path] = _files_of_tensors(folder)
@@ -123,7 +128,10 @@ class WeightFiles:
         found = {name: info for path in self.paths for name, info in _read_header(path).items()}
         if missing := sorted(set(self.file_of) - set(found)):
             raise UserError(f"{folder}: its weights lack {missing[0]}, which the index promises; fetch the model again")
-        self.tensors: Mapping[str, TensorInfo] = {name: found[name] for name in sorted(self.file_of)}
+        hidden = FACTORS if EMBEDDINGS in found else ()
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: found[name] for name in sorted(self.file_of) if name not in hidden
+        }
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -195,6 +203,9 @@ def check_tokenizer_file(folder: Path) -> None:
 
 def wrong_weight(shapes: Mapping[str, tuple[int, ...]], config: F2LLMConfig) -> str | None:
     """Return the first weight that is missing, left over or of another shape than configured, and how; else None."""
+    if EMBEDDINGS in shapes and config.embedding_ranks:
+        config = deepcopy(config)
+        config.embedding_ranks = None
     # The device of this thread only: a training may build models in another thread meanwhile.
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in F2LLMModel(config).named_parameters()}

@@ -120,7 +120,7 @@ class Batches:
     repeated_tokens: float = 0.0  # tokens that are encoded twice: those of all chunks but the last
 
 
-def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split: str) -> Batches:
+def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split: str, processes: int = 1) -> Batches:
     """Count an epoch's batches, and the texts and tokens of a sample of them."""
     sampler = batch_sampler(args, sources, split)
     if not len(sampler):
@@ -131,7 +131,7 @@ def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split
     for keys in islice(sampler, 0, None, max(len(sampler) // _SAMPLE, 1)):
         lengths = collator.text_lengths([dataset[key] for key in keys])
         # Process 0 stands for all: their shares differ by less than one text.
-        layout = lay_out(lengths, 0, args.world_size, args.max_tokens_per_forward)
+        layout = lay_out(lengths, 0, processes, args.max_tokens_per_forward)
         chunks = [int(lengths[chunk].sum()) for chunk in layout.chunks]
         tokens, squared = lengths.sum(), (lengths.astype(float) ** 2).sum()
         repeated = tokens * (sum(chunks[:-1]) / sum(chunks))
@@ -139,7 +139,7 @@ def count_batches(args: StageArguments, sources: Sequence[PreparedSource], split
     return _average(len(sampler), np.array(facts, dtype=float).T)
 
 
-def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: str) -> Batches:
+def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: str, processes: int = 1) -> Batches:
     """Estimate an epoch's batches of a split.
 
     Every text is taken as distinct, with ``planned_text_tokens`` (at most ``max_length``) tokens. Rows that share texts
@@ -155,7 +155,7 @@ def estimate_batches(args: StageArguments, sizes: Sequence[SourceSizes], split: 
     if not shares.any():
         return Batches()
     texts = cells * rows / np.maximum(counts, 1)
-    of_process = texts / args.world_size
+    of_process = texts / processes
     # A chunk holds whole texts.
     chunks = np.ones(len(texts)) if budget is None else np.maximum(np.ceil(of_process / (budget // length)), 1)
     tokens = texts * length

@@ -1,4 +1,4 @@
-"""What a stage costs: operations and memory by formula, time from ten measured steps.
+"""What a stage costs: operations, memory and traffic by formula, time from ten measured steps.
 
 The forward pass of a token takes two operations for each weight outside the embeddings (Kaplan et al., "Scaling Laws
 for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads * head_dim`` for each token of its text
@@ -6,6 +6,9 @@ for Neural Language Models", 2020, section 2.1) and, in each layer, ``4 * heads 
 backward pass takes twice as many, or as many if only an adapter is trained, whose own operations are left out. The
 gradient cache encodes all chunks but the last twice, and gradient checkpointing takes a second forward pass (an upper
 bound: PyTorch may skip the end of each layer). A teacher without a cache, and evaluations, take forward passes.
+
+Between the matrix products tensors are read and written. This traffic is counted in the bytes that a forward pass keeps
+for its backward pass, as often as its operations are; how long a device takes for them is in ``devices.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
+from modeling_f2llm.losses import MOST_COSINES
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.config.arguments import StageArguments
 from training.config.recipe import Stage
@@ -41,16 +45,37 @@ if TYPE_CHECKING:
 # way between several processes.
 _BYTES_PER_FROZEN, _BYTES_PER_PARAMETER, _BYTES_OF_BUCKETS = 4, 16, 4
 # Copies of the batch's embeddings that the loss and its gradient hold: own, gathered, by role, by width, gradients.
-_COPIES_OF_EMBEDDINGS = 10
+_COPIES_OF_EMBEDDINGS, _COPIES_WITH_TEACHER = 6, 2
+# fp32 matrices, a number for each query and positive of the batch, that autograd keeps of each width: of the in-batch
+# loss, also on quantized embeddings, dot products, half scaled ones and logarithms of chances; then of other terms.
+_OF_IN_BATCH, _OF_SPREAD, _OF_SCORES = 3, 2.5, 4
+# Under FSDP: layers, and tables of embeddings, that are whole on a device for a while.
+_GATHERED_LAYERS, _GATHERED_TABLES = 4, 3
 # The first steps allocate, compile and fill caches.
 _WARM_UP, _STEPS = 2, 10
+
+
+class KeptBytes(NamedTuple):
+    """Bytes per token that a forward pass keeps for the backward pass, without weights."""
+
+    outside: float  # of the layers
+    layer: float
+
+    def of(self, config: F2LLMConfig) -> float:
+        """Return those of all layers together."""
+        return self.outside + config.num_hidden_layers * self.layer
+
+
+def _passes(batches: Batches, gradient_checkpointing: bool, adapter: bool) -> float:
+    """Return the forward passes of a batch's tokens that a step is worth."""
+    repeated = batches.repeated_tokens / batches.tokens if batches.tokens else 0.0
+    return (2 if adapter else 3) + repeated + gradient_checkpointing
 
 
 def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:
     """Return the operations of an average step over all processes, without those of a teacher."""
     forward = forward_flops(config, batches.tokens, batches.squared_tokens)
-    repeated = batches.repeated_tokens / batches.tokens if batches.tokens else 0.0
-    return forward * ((2 if adapter else 3) + repeated + gradient_checkpointing)
+    return forward * _passes(batches, gradient_checkpointing, adapter)
 
 
 def stage_flops(
@@ -70,6 +95,43 @@ def stage_flops(
     return steps * step + evaluations * evaluation
 
 
+def stage_traffic(
+    args: StageArguments,
+    own: float,  # bytes that a forward pass keeps of a token
+    teacher: float,  # the same of a teacher that embeds in every step, or 0
+    steps: int,
+    training: Batches,
+    validation: Batches,
+    evaluations: int,
+) -> float:
+    """Return the bytes that a stage moves between its matrix products, without loss and optimizer."""
+    step = training.tokens * (own * _passes(training, args.activation_checkpointing, args.lora) + teacher)
+    return steps * step + evaluations * validation.count * validation.tokens * own
+
+
+def loss_bytes(args: StageArguments, config: F2LLMConfig, rows: int, texts: int, teacher_width: int = 0) -> int:
+    """Return what the loss of a retrieval batch of ``rows`` holds, on every process.
+
+    ``texts`` are the batch's distinct ones; ``teacher_width`` is that of the teacher's embeddings, 0 without a teacher.
+    """
+    widths, pairs = len(args.train_dims(config.hidden_size) or [0]), rows**2
+    in_batch = _OF_IN_BATCH * widths * (1 + sum(map(bool, args.mapping("quantized").values())))
+    matrices = in_batch * min(pairs, MOST_COSINES)
+    of_scores = bool(teacher_width and args.score_distillation_weight)
+    matrices += widths * (_OF_SPREAD * bool(args.spread_weight) + _OF_SCORES * of_scores) * pairs
+    if args.mask_duplicates or args.mask_false_negatives is not None:
+        matrices += pairs / 4
+    if args.mask_false_negatives is not None:
+        # Their cosines are compared at once, before the loss.
+        matrices = max(matrices, (3 + 1 / 4) * pairs)
+    if args.task_types is not None and not {"retrieval", "similarity"} & {*args.task_types}:
+        matrices = 0
+    copies = _COPIES_OF_EMBEDDINGS * config.hidden_size
+    if teacher_width:
+        copies += _COPIES_WITH_TEACHER * (config.hidden_size + teacher_width)
+    return int(4 * (matrices + copies * texts))
+
+
 class MemoryEstimate(NamedTuple):
     """Bytes on one device."""
 
@@ -77,6 +139,7 @@ class MemoryEstimate(NamedTuple):
     activations: int  # what one chunk keeps for its backward pass
     loss: int = 0  # embeddings of the whole batch and what the loss derives from them
     teacher: int = 0
+    gathered: int = 0  # of sharded weights and their gradients, for a while
 
     @property
     def total(self) -> int:
@@ -95,34 +158,43 @@ def count_adapter(config: F2LLMConfig, adapter: LoraConfig) -> int:
 def estimate_memory(
     config: F2LLMConfig,
     chunk_tokens: int,  # of the largest chunk
-    batch_texts: int,  # distinct texts of the global batch
+    loss: int,  # see `loss_bytes`
     bf16: bool = False,
     gradient_checkpointing: bool = False,
-    teacher: F2LLMConfig | None = None,  # if it stays in memory
+    teacher: int = 0,  # parameters of one that stays in memory
     processes: int = 1,
     sharded: bool = False,  # processes share weights, gradients and optimizer (FSDP)
     adapter: LoraConfig | None = None,  # trained instead of the model
+    kept: KeptBytes | None = None,  # if they are known, as
+    parameters: int | None = None,  # of the model
 ) -> MemoryEstimate:
-    """Estimate the memory of a training step of a model of this shape."""
-    parameters = trained = count_parameters(config)
+    """Estimate the memory of a training step of a model of this shape, on one device."""
+    parameters = trained = parameters or count_parameters(config)
     state = parameters * _BYTES_PER_PARAMETER
     if adapter is not None:
         trained = count_adapter(config, adapter)
         state = parameters * _BYTES_PER_FROZEN + trained * _BYTES_PER_PARAMETER
     if processes > 1:
         state = state // processes if sharded else state + trained * _BYTES_OF_BUCKETS
+    table = config.vocab_size * config.hidden_size
     if bf16:
         # Autocast, or the graph if weights are frozen, keeps a copy of the weights of the layers.
-        state += 2 * (parameters - config.vocab_size * config.hidden_size)
-    outside, layer = _bytes_per_token(config, bf16, adapter)
+        state += 2 * (parameters - table)
+    outside, layer = kept or kept_bytes(config, bf16, adapter)
     per_token = outside + config.num_hidden_layers * layer
     if gradient_checkpointing:
         per_token = outside + config.num_hidden_layers * 4 * config.hidden_size + layer
+    activations, gathered = int(chunk_tokens * per_token), 0
+    if processes > 1 and sharded:
+        one = (parameters - table) // config.num_hidden_layers
+        # The layer at work and the next, and their gradients; or the table, when there are no activations.
+        gathered = max(_GATHERED_LAYERS * 4 * one, _GATHERED_TABLES * 4 * table - activations - loss)
     return MemoryEstimate(
         state=state,
-        activations=int(chunk_tokens * per_token),
-        loss=_COPIES_OF_EMBEDDINGS * 4 * batch_texts * config.hidden_size,
-        teacher=0 if teacher is None else 4 * count_parameters(teacher),
+        activations=activations,
+        loss=loss,
+        teacher=_BYTES_PER_FROZEN * teacher,
+        gathered=gathered,
     )
 
 
@@ -130,17 +202,17 @@ def estimate_pruning_memory(
     before: F2LLMConfig, after: F2LLMConfig, chunk_tokens: int, bf16: bool = False
 ) -> MemoryEstimate:
     """Estimate the memory of pruning: both models in fp32, and one layer's activations of a calibration pass."""
-    activations = chunk_tokens * sum(_bytes_per_token(before, bf16))
+    activations = chunk_tokens * sum(kept_bytes(before, bf16))
     return MemoryEstimate(4 * (count_parameters(before) + count_parameters(after)), int(activations))
 
 
-def _bytes_per_token(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> tuple[float, float]:
-    """Return the bytes per token kept for the backward pass: outside of the layers, and by each layer."""
+def kept_bytes(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> KeptBytes:
+    """Return the bytes per token that autograd keeps, as it keeps them for a narrow model."""
     one, two = (
         (_kept_bytes(config, layers, 128, bf16, adapter) - _kept_bytes(config, layers, 64, bf16, adapter)) / 64
         for layers in (1, 2)
     )
-    return 2 * one - two, two - one
+    return KeptBytes(2 * one - two, two - one)
 
 
 def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapter: LoraConfig | None) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,10 @@ from training.models.model_folder import count_parameters, forward_flops, user_e
 from training.models.model_ref import ModelRef, base_of
 from training.planning import costs
 from training.planning.batches import Batches, count_batches, estimate_batches, estimated_sizes, why_not_local
+from training.planning.devices import Fleet
+from training.planning.table import Row, table
 from training.pruning.plan import pruned_config
+from training.pruning.search import Budget, possible_shapes, shapes_line
 from training.stages.setup import (
     check_max_length,
     find_models,
@@ -43,8 +47,9 @@ def device_overrides() -> dict[str, bool]:
     return {} if torch.accelerator.is_available() else {"use_cpu": True}
 
 
-def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
-    """Write the plans of stages to the standard output, each as soon as it is made."""
+def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool, fleet: Fleet | None = None) -> None:
+    """Write the plans of stages to the standard output, each as soon as it is made; last, what they take on a fleet."""
+    rows: list[Row] = []
     origins: dict[str, Origin] = {}
     seconds = flops = 0.0
     for stage in chosen:
@@ -55,19 +60,22 @@ def show_plans(recipe: Recipe, chosen: Sequence[Stage], measure: bool) -> None:
                 family = each.maker.keys.get("model_family") if each.maker else None
             if each.key in ("model", "teacher") and each.missing and family is None and each.name not in origins:
                 raise missing_error(recipe, stage, each)
-        plan = make_plan(stage, origins, measure, inputs)
+        plan = make_plan(stage, origins, measure, inputs, fleet and fleet.count)
         # After the builder, which may make the pairs; a pruning stage may have built nothing.
         if not args.prunes:
             load_stage_pairs(args)
         origins[made_by(stage)] = plan.origin
         seconds += plan.seconds
         flops += plan.flops
+        rows.append(Row(stage.name, args, plan.steps, plan.memory, plan.estimate, plan.seconds_on))
         if args.process_index == 0:
             sys.stdout.write("\n".join(plan.lines) + "\n")
     if len(chosen) > 1 and chosen[0].arguments.process_index == 0:
         without = "; data preparation, pruning and evaluation of the result left out"
         time = f", {duration(seconds)}{without}" if measure else ""
         sys.stdout.write(f"all stages: about {operations(flops)}{time}\n")
+    if fleet is not None and chosen[0].arguments.process_index == 0:
+        sys.stdout.write("\n".join(table(fleet, rows)) + "\n")
 
 
 class Origin(NamedTuple):
@@ -140,6 +148,8 @@ class Plan(NamedTuple):
     checkpoints: int = 0
     training: Batches = Batches()
     seconds: float = 0.0  # 0 if nothing was measured
+    estimate: partial[costs.MemoryEstimate] | None = None  # memory with other keys
+    seconds_on: Callable[[Fleet], float] = lambda fleet: 0.0  # of the whole stage, predicted
 
 
 def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[str, str]) -> list[str]:
@@ -148,7 +158,7 @@ def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[s
 
 
 def _cost_facts(memory: costs.MemoryEstimate, flops: float, state: str) -> dict[str, str]:
-    names = (state, "activations", "embeddings", "teacher")
+    names = (state, "activations", "loss", "teacher", "gathered")
     parts = [f"{size(value)} {name}" for name, value in zip(names, memory, strict=True) if value]
     return {
         "memory": f"about {size(memory.total)} on each device: {', '.join(parts)}",
@@ -156,7 +166,13 @@ def _cost_facts(memory: costs.MemoryEstimate, flops: float, state: str) -> dict[
     }
 
 
-def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False, inputs: Sequence[Input] = ()) -> Plan:
+def make_plan(
+    stage: Stage,
+    earlier: Mapping[str, Origin],
+    measure: bool = False,
+    inputs: Sequence[Input] = (),
+    processes: int | None = None,  # if not those of this launch
+) -> Plan:
     """Plan a stage: prepare its data, which the run uses again, and count; or estimate if data or tokenizer are remote.
 
     Nothing remote is listed or fetched. Estimates take the published rows of the manifest, under the caps, and
@@ -164,6 +180,7 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     ``inputs`` is what the stage reads that others may make. ``measure`` runs ten steps, except for pruning.
     """
     args = stage.arguments
+    processes = processes or args.world_size
     # The first process makes what the others then find.
     with args.main_process_first(local=args.save_on_each_node):
         find_models(args)
@@ -174,14 +191,15 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         origin = _origin_of(args, earlier, all_sources)
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
+        args.train_exits(origin.config.num_hidden_layers)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             there = any(each.key == "teacher" and not each.missing for each in inputs)
             ref = ModelRef(args.teacher, args.teacher) if there else None
             keep_texts = args.needs_teacher and is_given_texts(args, ref, origin.tokenizer)
-            data = _counted(args, prepare_sources(stage, selected, origin.tokenizer, keep_texts))
+            data = _counted(args, prepare_sources(stage, selected, origin.tokenizer, keep_texts), processes)
         else:
-            data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine")
+            data = _estimated(args, away or f"the tokenizer of {args.model} is not on this machine", processes)
     if measure and data.prepared is None:
         raise UserError(f"stage {stage.name!r} cannot be measured: {data.description}; take --measure out")
     config, training, validation = origin.config, data.training, data.validation
@@ -190,18 +208,26 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
     checkpoints = _occasions(args.save_strategy, args.save_steps, steps, training.count)
     # A teacher with a cache embeds all texts once, and is gone before the first step.
     cached, online = (teacher, None) if args.teacher_cache_dir else (None, teacher)
-    flops = costs.stage_flops(args, config, online, steps, training, validation, evaluations)
-    memory = costs.estimate_memory(
-        config,
-        training.most_chunk_tokens,
-        training.most_texts,
-        args.bf16,
-        args.activation_checkpointing,
-        online,
-        args.world_size,
-        sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
-        adapter=adapter,
-    )
+    sums = (steps, training, validation, evaluations)
+    flops = costs.stage_flops(args, config, online, *sums)
+    kept, of_teacher = costs.kept_bytes(config, args.bf16, adapter), 0.0
+    parameters, sharded = count_parameters(config), is_sharded(args)
+    widths = teacher.hidden_size if teacher else 0
+    loss = costs.loss_bytes(args, config, min(args.global_batch_size, data.rows), training.most_texts, widths)
+    known = {"config": config, "chunk_tokens": training.most_chunk_tokens, "loss": loss, "bf16": args.bf16}
+    known |= {"gradient_checkpointing": args.activation_checkpointing, "processes": processes, "sharded": sharded}
+    known |= {"adapter": adapter, "kept": kept, "parameters": parameters}
+    if online is not None:
+        known["teacher"], of_teacher = count_parameters(online), costs.kept_bytes(online, args.bf16).of(online)
+    estimate = partial(costs.estimate_memory, **known)
+    memory = estimate()
+    traffic = costs.stage_traffic(args, kept.of(config), of_teacher, *sums)
+    optimized = parameters if adapter is None else costs.count_adapter(config, adapter)
+    optimized /= processes if sharded else 1
+
+    def seconds_on(fleet: Fleet) -> float:
+        return fleet.seconds(args, flops, traffic, steps, loss, optimized)
+
     about = "about " if data.prepared is None else ""
     ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
     pairs = f" (up to {args.evaluation_sample:,} pairs in each, not counted here)" if args.evaluation_sample else ""
@@ -229,25 +255,30 @@ def make_plan(stage: Stage, earlier: Mapping[str, Origin], measure: bool = False
         # A step takes three times the operations of a forward pass.
         seconds = (steps * training.tokens + encoded / 3) * each
         facts["time"] = f"{duration(seconds)}; measured {1 / each:,.0f} tokens a second, {size(peak)} at most in use"
-    summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {count_parameters(config):,} parameters{trained}"
+    summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {parameters:,} parameters{trained}"
     lines = _lines(stage, summary, inputs, facts)
-    return Plan(lines, origin, memory, flops, steps, evaluations, checkpoints, training, seconds)
+    return Plan(lines, origin, memory, flops, steps, evaluations, checkpoints, training, seconds, estimate, seconds_on)
 
 
-def _counted(args: StageArguments, prepared: list[PreparedSource]) -> Data:
+def is_sharded(args: StageArguments) -> bool:
+    """Return whether processes would share weights, gradients and optimizer."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def _counted(args: StageArguments, prepared: list[PreparedSource], processes: int) -> Data:
     rows = sum(len(source.rows["train"]) for source in prepared)
-    training, validation = (count_batches(args, prepared, split) for split in ("train", "validation"))
+    training, validation = (count_batches(args, prepared, split, processes) for split in ("train", "validation"))
     return Data(f"{args.manifest} (local)", rows, len(prepared), training, validation, prepared)
 
 
-def _estimated(args: StageArguments, why: str) -> Data:
+def _estimated(args: StageArguments, why: str, processes: int) -> Data:
     sizes, share = estimated_sizes(args), args.validation_share
     rows = sum(sum(each.rows) for each in sizes)
     description = (
         f"{why}: estimated from {rows:,.0f} rows, the caps applied; assumed that every text is distinct and has "
         f"{min(args.planned_text_tokens, args.max_length)} tokens (planned_text_tokens)"
     )
-    training, validation = (estimate_batches(args, sizes, split) for split in ("train", "validation"))
+    training, validation = (estimate_batches(args, sizes, split, processes) for split in ("train", "validation"))
     return Data(description, round(rows * (1 - share)), sum(len(each.rows) for each in sizes), training, validation)
 
 
@@ -264,24 +295,41 @@ def _occasions(strategy: str, every: float, steps: int, steps_per_epoch: int) ->
 def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[Input]) -> Plan:
     """Plan a pruning stage; no data is prepared, and nothing is measured, because pruning is short beside training."""
     args = stage.arguments
-    needs_data = args.trim_vocabulary or args.importance is None
+    given, where = args.mapping("prune_to"), "key 'prune_to'"
+    budget = Budget.read(given, where)
+    needs_data = args.trim_vocabulary or args.importance is None or budget is not None
     away = why_not_local(args) if needs_data else None
     all_sources = read_sources(args)[0] if needs_data and away is None else None
     origin = _origin_of(args, earlier, all_sources if needs_data else [])
-    target, calibrates = origin.config, args.prune_to is not None and args.importance is None
-    if args.prune_to is not None:
-        target = pruned_config(origin.config, args.mapping("prune_to"), "key 'prune_to'")
+    target, shapes, calibrates = origin.config, [], args.prune_to is not None and args.importance is None
+    if budget is not None:
+        whole = origin.config.vocab_size
+        # How many the sources use is not known yet.
+        sizes = [whole >> halved for halved in range(whole.bit_length() - 8)] if args.trim_vocabulary else [whole]
+        shapes = possible_shapes(origin.config, budget, sizes)
+        taken = shapes[len(shapes) // 2]
+        target = taken.cut(origin.config)
+        target.vocab_size = taken.vocab_size
+    elif args.prune_to is not None:
+        target = pruned_config(origin.config, given, where)
     length, data, tokens = min(args.planned_text_tokens, args.max_length), "none: activations were measured before", 0
     if needs_data:
         data = (away or f"{args.manifest} (local)") + "; all texts are read for their tokens" * args.trim_vocabulary
-    if calibrates:
+    if calibrates or shapes:
         tokens = args.calibration_texts * length
         data += f"; about {args.calibration_texts:,} texts, taken as {length} tokens each (planned_text_tokens)"
     before, after = count_parameters(origin.config), count_parameters(target)
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
     memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
-    flops = forward_flops(origin.config, tokens, tokens * length)
+    flops = forward_flops(origin.config, tokens, tokens * length) * (calibrates + bool(shapes))
+    flops += len(shapes) * forward_flops(target, tokens, tokens * length)
+    tried = {"budget": f"{budget}; taken here: {taken}", "shapes": shapes_line(shapes)} if budget is not None else {}
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
-    lines = _lines(stage, summary, inputs, {"data": data, **_cost_facts(memory, flops, "weights before and after")})
-    return Plan(lines, Origin(target, origin.tokenizer), memory, flops)
+    facts = {"data": data, **tried, **_cost_facts(memory, flops, "weights before and after")}
+    return Plan(
+        **{"lines": _lines(stage, summary, inputs, facts), "memory": memory, "flops": flops},
+        origin=Origin(target, origin.tokenizer),
+        # A single process prunes.
+        seconds_on=lambda fleet: fleet._replace(count=1).seconds(args, flops),
+    )

@@ -19,6 +19,8 @@ from training.pruning.importance import Importance
 
 # The three dimensions that are cut (arXiv 2603.19223, section 3.3).
 PRUNED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers")
+# What says how large a model may be instead; see search.py.
+BUDGET_KEYS = ("max_parameters", "max_megabytes", "dtype")
 _HEADER = "# What of a model stays, by its own numbers; channels in the order of the cut model.\n"
 
 
@@ -50,6 +52,8 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
         )
     target.layer_types = list(source.layer_types[:depth])
     target.max_window_layers = min(source.max_window_layers, depth)
+    # The first layers of a cut model embed nothing by themselves until they are trained.
+    target.exit_layers = None
     if source.matryoshka_dimensions is not None:
         target.matryoshka_dimensions = [width, *(dim for dim in source.matryoshka_dimensions if dim < width)]
     target.validate()
@@ -59,10 +63,10 @@ def pruned_config(source: F2LLMConfig, shape: Mapping[str, Any], where: str = "p
 def _fields(shape: Mapping[str, Any], heads: int, where: str) -> dict[str, Any]:
     """Return the fields that a shape names, those of a family member included."""
     if not shape:
-        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family")
+        raise UserError(f"{where}: names no shape; give {', '.join(PRUNED_FIELDS)}, or family, or max_parameters")
     known = ["family", *PRUNED_FIELDS]
     if unknown := [key for key in shape if key not in known]:
-        raise unknown_key(where, unknown[0], known)
+        raise unknown_key(where, unknown[0], [*known, *BUDGET_KEYS])
     fields = dict(shape)
     if (family := str(fields.pop("family", "")).lower()) in FAMILY:
         *sizes, family_heads = FAMILY[family]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from copy import deepcopy
 
 import torch
@@ -15,8 +14,6 @@ from training.common.errors import UserError
 from training.models.model_folder import is_finite
 from training.pruning.importance import Importance, weight_importance
 from training.pruning.plan import PruningPlan, make_plan
-
-logger = logging.getLogger(__name__)
 
 # What the dimensions of each weight of a layer are indexed by; None stays whole. The heads do: q_norm and k_norm have
 # one weight per head dimension. A bias has the rows of its weight.
@@ -81,7 +78,6 @@ def apply_plan(model: F2LLMModel, target_config: F2LLMConfig, plan: PruningPlan)
             raise UserError(f"weight {name} of the cut model is NaN or infinite; check the model that was cut")
     pruned = build_model(model, config, cut)
     pruned.config.validate()
-    logger.info("cut %s parameters to %s", f"{model.num_parameters():,}", f"{pruned.num_parameters():,}")
     return pruned
 
 

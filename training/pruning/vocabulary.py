@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -59,9 +60,6 @@ def trim_vocabulary(
     if max(tokens.values()) >= model.config.vocab_size or not used <= set(tokens.values()):
         raise UserError("token ids of the texts, tokenizer and model differ; use the tokenizer of the model's training")
     description = _description(tokenizer)
-    # A merge is a pair or, in files of old versions, one string.
-    merges = [tuple(each.split(" ") if isinstance(each, str) else each) for each in description["model"]["merges"]]
-    description["model"]["merges"] = merges
     kept = _closure(description, tokens, used)
     new_ids = {old: new for new, old in enumerate(kept)}
     _renumber(description, new_ids)
@@ -82,6 +80,26 @@ def trim_vocabulary(
     return smaller, trimmed, report
 
 
+def rank_tokens(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> tuple[list[int], int]:
+    """Order the used tokens of byte-level BPE by ``(V,)`` counts; return their ids, and the fewest that can stay alone.
+
+    The fewest are all bytes and all special and added tokens. A token comes after its parts, so any longer beginning of
+    the list is what :func:`trim_vocabulary` keeps of it. Of equally frequent tokens the one of the lower id is first.
+    """
+    description, tokens = _description(tokenizer), tokenizer.get_vocab()
+    parts, needed = _parts(description, tokens), _closure(description, tokens, set())
+    ranked = dict.fromkeys(needed)
+    for token in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        waiting = [token]
+        while waiting:
+            missing = sorted(parts[waiting[-1]] - ranked.keys())
+            if missing:
+                waiting += missing
+            else:
+                ranked[waiting.pop()] = None
+    return list(ranked), len(needed)
+
+
 def _description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the content of ``tokenizer.json``; a UserError if it is no byte-level BPE tokenizer."""
     description = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -99,6 +117,8 @@ def _description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             f"tokenizer {tokenizer.name_or_path} ({model['type']}): only a byte-level BPE tokenizer such as Qwen's can "
             "be trimmed; keep its vocabulary"
         )
+    # A merge is a pair or, in files of old versions, one string.
+    model["merges"] = [tuple(each.split(" ") if isinstance(each, str) else each) for each in model["merges"]]
     return description
 
 
@@ -112,13 +132,17 @@ def _templates(description: dict[str, Any]) -> list[dict[str, Any]]:
     return [token for part in _processors(description) for token in part.get("special_tokens", {}).values()]
 
 
-def _closure(description: dict[str, Any], tokens: dict[str, int], used: set[int]) -> list[int]:
-    """Return ids in ascending order: those used, all bytes, special and added tokens, and the parts of these."""
-    # Several merges may make the same token.
+def _parts(description: dict[str, Any], tokens: dict[str, int]) -> defaultdict[int, set[int]]:
+    """Return the ids of the tokens that a merge joins to a token; several merges may make the same one."""
     parts: defaultdict[int, set[int]] = defaultdict(set)
     for first, second in description["model"]["merges"]:
         parts[tokens[first + second]] |= {tokens[first], tokens[second]}
-    kept: set[int] = set()
+    return parts
+
+
+def _closure(description: dict[str, Any], tokens: dict[str, int], used: set[int]) -> list[int]:
+    """Return ids in ascending order: those used, all bytes, special and added tokens, and the parts of these."""
+    parts, kept = _parts(description, tokens), set()
     waiting = used | {tokens[byte] for byte in _BYTES} | {each["id"] for each in description["added_tokens"]}
     waiting |= {each for token in _templates(description) for each in token["ids"]}
     while waiting:

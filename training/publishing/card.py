@@ -89,6 +89,7 @@ def model_card(
             "family": _family_rows(release, members) if members else None,
             "results": _results_facts(release, evaluation, label) if label else None,
             "truncation": _truncation_facts(evaluation, label, width) if label else None,
+            "exits": _exit_facts(release, evaluation),
             "figures": drawn_figures(folder),
             "pairs_result": f"{EVALUATION}/{RESULTS}" if (folder / EVALUATION / RESULTS).is_file() else None,
             "lineage": lineage_facts(release, links),
@@ -224,6 +225,29 @@ def _truncation_facts(evaluation: Evaluation, label: str, width: int | None) -> 
     full, cut = (points.get("float32", {}).get(each) for each in (rows[0][0], width))
     share = f"{100 * cut / full:.0f}" if full and cut is not None else None
     return {"precisions": list(points), "rows": rows, "share": share}
+
+
+def _exit_facts(release: ModelRelease, evaluation: Evaluation) -> dict[str, Any] | None:
+    """Numbers of layers that make models of their own, and what to choose for a budget; None without exits.
+
+    ``rows`` are MB of weights, layers, dimensions, precision, bytes of a vector and score, those alone than which no
+    other is better at no more of either cost, by size.
+    """
+    exits = release.shape.get("exit_layers")
+    if not exits:
+        return None
+    found, byte = [], _BYTES[release.dtype]
+    for record in evaluation.models:
+        # A packed model has no factors of its token embeddings.
+        if record.name == release.name and record.parameters and "rank" not in record.options:
+            size, layers = record.parameters * byte / 1e6, record.layers or exits[-1]
+            for precision, line in dimension_points(evaluation, record.label).items():
+                found += [(size, layers, dim, precision, bytes_per_vector(dim, precision), s) for dim, s in line]
+    # Of equal scores at equal cost, the first.
+    found.sort(key=lambda each: (each[0], each[4], -each[5]))
+    best = [each for n, each in enumerate(found) if all(o[4] > each[4] or o[5] < each[5] for o in found[:n])]
+    rows = [[f"{size:.3g}", layers, dim, *more, f"{score:.1f}"] for size, layers, dim, *more, score in best]
+    return {"layers": exits, "example": exits[(len(exits) - 1) // 2], "rows": rows}
 
 
 def _limits_facts(release: ModelRelease, evaluation: Evaluation, label: str | None) -> dict[str, Any]:

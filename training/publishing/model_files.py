@@ -38,6 +38,7 @@ from training.models.model_folder import (
 )
 from training.models.model_folder import read_json as read_settings
 from training.models.model_ref import MERGED_ADAPTER, why_not_last_token
+from training.models.static import is_static
 from training.publishing.states import VOCABULARIES, clean_config, is_hub_name, read_json, write_json
 
 CONFIG, MODULES, ADAPTER_CONFIG = "config.json", "modules.json", "adapter_config.json"
@@ -156,7 +157,8 @@ class ModelFiles:
     @property
     def shape(self) -> dict[str, Any]:
         """The fields of the configuration that make the shape."""
-        return {name: getattr(self.config, name) for name in _SHAPE} if self.config else {}
+        exits = {"exit_layers": self.config.exit_layers} if self.config and self.config.exit_layers else {}
+        return {**{name: getattr(self.config, name) for name in _SHAPE}, **exits} if self.config else {}
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a release's record."""
@@ -175,6 +177,8 @@ def read_model_files(folder: Path, weights: Path | None = None) -> ModelFiles:
     """Look at the folder of a whole model, whose ``weights`` may lie in another."""
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds an adapter, not a whole model; merge it into its base model and give that")
+    if is_static(str(folder)):
+        raise UserError(f"{folder}: is static and not packed; load it with SentenceTransformer and call push_to_hub")
     sentences, modules = read_sentence_files(folder)
     tokenizer, config = _load(folder, "pack another state of the run")
     width, named = config.hidden_size, read_json(folder / CONFIG).get("auto_map")
@@ -217,7 +221,10 @@ def copy_model_files(files: ModelFiles, folder: Path, dtype: str) -> None:
     """Copy everything except the weights, which will be ``dtype``, to a folder, readable for older versions, too."""
     source = files.folder
     if files.adapter is None:
-        write_json(folder / CONFIG, clean_config({**read_json(source / CONFIG), "dtype": dtype}))
+        config = {**clean_config(read_json(source / CONFIG)), "dtype": dtype}
+        # The product of factors is packed, not they.
+        config.pop("embedding_ranks", None)
+        write_json(folder / CONFIG, config)
     else:
         write_json(folder / ADAPTER_CONFIG, dict(sorted({**files.adapter, "inference_mode": True}.items())))
     for path in files.code:

@@ -32,6 +32,7 @@ from training.models.loading import load_tokenizer, load_whole_model, source_tex
 from training.models.model_folder import user_error
 from training.models.model_ref import ModelRef, base_of, base_revision, why_not_last_token
 from training.models.saved_prompts import choose_prompts, default_prompts
+from training.models.static import StaticModel, is_static, load_static
 from training.stages.mining import mine_negatives
 from training.stages.own_data import add_replay, build_own_data
 from training.trainer.batches import batch_sampler, epoch_line
@@ -65,8 +66,9 @@ def set_up(stage: Stage) -> F2LLMTrainer:
     model = make_model(args, tokenizer)
     _settle_learning_rate(stage, model.num_parameters())
     width = model.config.hidden_size
-    # Refuses widths that do not fit.
+    # Refuse widths and layers that do not fit.
     args.train_dims(width)
+    args.train_exits(model.config.num_hidden_layers)
     teacher = inspect_teacher(args, tokenizer, width) if args.needs_teacher else None
     keep_texts = teacher is not None and teacher.by_text is not None
     prepared = prepare_sources(stage, sources, tokenizer, keep_texts)
@@ -232,9 +234,11 @@ def make_tokenizer(args: StageArguments, sources: list[Source]) -> PreTrainedTok
         return load_tokenizer(str(folder))
 
 
-def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel:
+def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LLMModel | StaticModel:
     """Load or make the model, in fp32, with the adapter that is to be trained; read its configurations first."""
     options, start = model_options(args), args.model and ModelRef(args.model, args.model)
+    if start and is_static(start):
+        return _static_model(args, start, tokenizer)
     if start and start.adapter is not None and not args.lora:
         raise UserError(
             f"key 'model': {args.model} is an adapter of {start.adapter.base}; add 'lora: true' to train it further, "
@@ -251,13 +255,33 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
             model = load_whole_model(args.model, train_adapter=True, **options)
         else:
             model = F2LLMModel._from_config(config, dtype=torch.float32, **options)
+    rank = max(model.config.embedding_ranks or [0])
+    if args.prunes and rank:
+        # What is cut is one matrix.
+        model.factorize_embeddings(None)
+    elif args.embedding_ranks and max(args.embedding_ranks) != rank and not args.prunes:
+        with user_error("key 'embedding_ranks'", f"give ranks up to {min(config.hidden_size, config.vocab_size)}"):
+            model.factorize_embeddings(args.embedding_ranks)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model
 
 
+def _static_model(args: StageArguments, start: ModelRef, tokenizer: PreTrainedTokenizerBase) -> StaticModel:
+    """Load a static model; refuse what it has no layers for."""
+    keys = ("lora", "prune_to", "trim_vocabulary", "exit_layers", "embedding_ranks")
+    keys += ("compile", "activation_checkpointing", "push_checkpoints", "fsdp", "deepspeed")
+    if given := next((key for key in keys if getattr(args, key)), None):
+        raise UserError(f"key {given!r} does not go with a static model, which {args.model} is; take it out")
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise UserError(f"key 'model': {args.model} is static and not sharded; launch it with training/launch/ddp.yaml")
+    return load_static(start, "key 'model'", tokenizer)
+
+
 def make_config(args: StageArguments, tokenizer: PreTrainedTokenizerBase | None) -> F2LLMConfig:
     """Return the configuration of the stage's model; a plan may have no tokenizer."""
+    if args.model is not None and is_static(args.model):
+        raise UserError(f"key 'model': {args.model} is static; its training, of seconds, is not planned, start it")
     ids, token_fields = ("pad_token_id", "bos_token_id", "eos_token_id"), {}
     if tokenizer is not None:
         token_fields = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in ids}}
@@ -296,7 +320,7 @@ def check_max_length(args: StageArguments, config: F2LLMConfig, tokenizer: PreTr
 
 def make_trainer(
     stage: Stage,
-    model: F2LLMModel,
+    model: F2LLMModel | StaticModel,
     sources: list[PreparedSource],
     tokenizer: PreTrainedTokenizerBase,
     distillation: Distillation | None = None,
@@ -307,6 +331,9 @@ def make_trainer(
     if args.process_index == 0:
         level, line = (logging.INFO, saved.line()) if saved.is_trained else (logging.WARNING, saved.warning())
         logger.log(level, "stage %s: %s", stage.name, line)
+        if isinstance(model, StaticModel) and saved.prompts["query"]:
+            shifts = "it shifts the means of all queries of a static model alike; write 'instructions: false'"
+            logger.warning("stage %s: query prompt: %s", stage.name, shifts)
     with user_error(f"stage {stage.name!r}: the training cannot be set up"):
         trainer = F2LLMTrainer(model, args, sources, tokenizer, saved.prompts, distillation)
     if args.lora and trainer.is_deepspeed_enabled:

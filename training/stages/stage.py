@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
@@ -37,9 +39,10 @@ from training.models.encoding import packed_texts
 from training.models.model_ref import base_of
 from training.models.saved_prompts import given_prompt, kept_prompts, set_query_prompt
 from training.pruning.importance import Importance, calibrate
-from training.pruning.plan import default_hidden, make_plan, pruned_config
+from training.pruning.plan import PruningPlan, default_hidden, make_plan, pruned_config
 from training.pruning.pruning import apply_plan
-from training.pruning.vocabulary import trim_vocabulary
+from training.pruning.search import Budget, Search, Shape, possible_shapes, score_shapes, vocabulary_sizes
+from training.pruning.vocabulary import rank_tokens, trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.mining import MINED
 from training.stages.own_data import OWN_NAMES, answer, compares, score_start
@@ -54,7 +57,7 @@ _VOCABULARY = "vocabulary.json"
 # What a run makes before it starts to train: made again, or checked by fingerprint, when it is started again.
 _PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
 _PREPARATIONS |= {f".{FINAL_MODEL}.lock", MINED, f".{MINED}.lock"}
-_PREPARATIONS |= {IMPORTANCE_FILE, run_folder.PRUNING_PLAN, _VOCABULARY}
+_PREPARATIONS |= {IMPORTANCE_FILE, run_folder.PRUNING_PLAN, run_folder.PRUNING_SEARCH, _VOCABULARY}
 # The draw of texts that calibrate, and tokens of a pass over them.
 _CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
@@ -286,39 +289,58 @@ def prune_stage(stage: Stage) -> None:
     """Prune the stage's model: calibrate, plan, slice, trim the vocabulary, save.
 
     Beside the model lie its recipe, ``importance.safetensors`` (the measurement, for other cuts of the same model),
-    ``pruning.yaml`` (what of the model stayed) and, if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
+    ``pruning.yaml`` (what of the model stayed), with a budget ``pruning_search.yaml`` (the shapes that were tried) and,
+    if the vocabulary was trimmed, ``vocabulary.json`` (what it saved).
     """
     args = stage.arguments
     find_models(args)
-    needs_data = args.trim_vocabulary or (args.prune_to is not None and args.importance is None)
+    given = args.mapping("prune_to")
+    budget = Budget.read(given, "key 'prune_to'")
+    needs_data = args.trim_vocabulary or (args.prune_to is not None and (args.importance is None or budget is not None))
     all_sources, selected = read_sources(args) if needs_data else ([], [])
     tokenizer = make_tokenizer(args, all_sources)
     model = make_model(args, tokenizer).eval()
-    # Fails on a shape that does not fit before the data is prepared.
-    target = None if args.prune_to is None else pruned_config(model.config, args.mapping("prune_to"), "key 'prune_to'")
+    # Fails on a shape that does not fit, or a budget that none fits, before the data is prepared.
+    target = None
+    if budget is not None:
+        fewest = rank_tokens(tokenizer, np.zeros(1))[1] if args.trim_vocabulary else model.config.vocab_size
+        possible_shapes(model.config, budget, [fewest])
+    elif args.prune_to is not None:
+        target = pruned_config(model.config, given, "key 'prune_to'")
     sources = prepare_sources(stage, selected, tokenizer) if needs_data else []
     output_dir, before = Path(args.output_dir), model.num_parameters()
     write_whole(output_dir / RECIPE, yaml.safe_dump(stage.keys, sort_keys=False))
     data = {source.name: source.description["fingerprint"] for source in sources}
     write_whole(output_dir / DATA, json.dumps(data, indent=2))
-    if target is not None:
-        model = _cut(model, target, sources, args)
+    counts = np.zeros(model.config.vocab_size, dtype=np.int64)
+    for tokens in (block for source in sources for block in source.token_blocks()) if args.trim_vocabulary else ():
+        counts += np.bincount(tokens, minlength=len(counts))
+    used = np.flatnonzero(counts).tolist()
+    if args.prune_to is not None:
+        plan_of = _planner(model, sources, args)
+        if budget is not None:
+            shape, used = _search_shape(model, tokenizer, budget, plan_of, sources, counts, args)
+            target = shape.cut(model.config)
+        plan = plan_of(target)
+        plan.save(output_dir / run_folder.PRUNING_PLAN)
+        model = apply_plan(model, target, plan)
+        logger.info("cut %s parameters to %s", f"{before:,}", f"{model.num_parameters():,}")
     if args.trim_vocabulary:
-        used = np.zeros(model.config.vocab_size, dtype=bool)
-        for tokens in (block for source in sources for block in source.token_blocks()):
-            used[tokens] = True
-        model, tokenizer, report = trim_vocabulary(model, tokenizer, np.flatnonzero(used).tolist())
+        model, tokenizer, report = trim_vocabulary(model, tokenizer, used)
         write_whole(output_dir / _VOCABULARY, json.dumps(asdict(report), indent=2) + "\n")
         logger.info("vocabulary: %s", report)
     prompts = kept_prompts(args)
-    with writing(f"{output_dir}: the pruned model", output_dir), new_folder(output_dir / FINAL_MODEL) as partial:
+    with writing(f"{output_dir}: the pruned model", output_dir), new_folder(output_dir / FINAL_MODEL) as partial_folder:
         saved = build_sentence_transformer(model, tokenizer, prompts.prompts)
-        saved.save_pretrained(str(partial), create_model_card=False)
+        saved.save_pretrained(str(partial_folder), create_model_card=False)
     logger.info("%s", prompts.line())
     logger.info("%s: pruned from %s to %s parameters", args.model, f"{before:,}", f"{model.num_parameters():,}")
 
 
-def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSource], args: StageArguments) -> F2LLMModel:
+def _planner(
+    model: F2LLMModel, sources: Sequence[PreparedSource], args: StageArguments
+) -> Callable[[F2LLMConfig], PruningPlan]:
+    """Measure the importance, or load it; return what chooses what stays of the model in a shape."""
     output_dir = Path(args.output_dir)
     # Names the model by its weights, wherever they lie.
     digest = xxh3_128()
@@ -336,18 +358,52 @@ def _cut(model: F2LLMModel, target: F2LLMConfig, sources: Sequence[PreparedSourc
     written = {} if args.model is None else F2LLMConfig.get_config_dict(base_of(args.model))[0]
     hidden, why = (args.prune_hidden, "as its key says") if args.prune_hidden else default_hidden(model.config, written)
     logger.info("prune_hidden: %s, %s", hidden, why)
-    plan = make_plan(model.config, target, importance, hidden, args.prune_layers)
-    plan.save(output_dir / run_folder.PRUNING_PLAN)
-    return apply_plan(model, target, plan)
+    return partial(make_plan, model.config, importance=importance, hidden=hidden, layers=args.prune_layers)
+
+
+def _search_shape(
+    model: F2LLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: Budget,
+    plan_of: Callable[[F2LLMConfig], PruningPlan],
+    sources: Sequence[PreparedSource],
+    counts: np.ndarray,
+    args: StageArguments,
+) -> tuple[Shape, list[int]]:
+    """Return the shape of the least loss within a budget, and the tokens that it keeps, given how often each occurs."""
+    ranked, vocabularies = [], [model.config.vocab_size]
+    if args.trim_vocabulary:
+        ranked, fewest = rank_tokens(tokenizer, counts)
+        vocabularies = vocabulary_sizes(len(ranked), fewest)
+    shapes = possible_shapes(model.config, budget, vocabularies)
+    texts = [
+        [source.tokens(text) for text in drawn]
+        for source, drawn in _calibration_texts(sources, args.calibration_texts, args.seed)
+    ]
+    at_once = args.max_tokens_per_forward or _TOKENS_AT_ONCE
+    reads = (texts, args.max_length, at_once, args.temperature, args.bf16)
+    losses = score_shapes(model.to(args.device), tokenizer, ranked, shapes, plan_of, *reads)
+    model.cpu()
+    search = Search.of(budget, shapes, losses)
+    search.save(Path(args.output_dir) / run_folder.PRUNING_SEARCH, model.config)
+    logger.info("shapes of %s:\n%s", budget, search.table(model.config))
+    return search.shapes[0], ranked[: search.shapes[0].vocab_size]
 
 
 def calibration_batches(
     sources: Sequence[PreparedSource], texts: int, seed: int, max_tokens: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Pack ``texts`` texts, as many of every source, drawn by key, into batches of token ids and lengths."""
+    for source, drawn in _calibration_texts(sources, texts, seed):
+        for batch in packed_texts(source, drawn, max_tokens or _TOKENS_AT_ONCE):
+            yield batch.input_ids, batch.lengths
+
+
+def _calibration_texts(
+    sources: Sequence[PreparedSource], texts: int, seed: int
+) -> Iterator[tuple[PreparedSource, np.ndarray]]:
+    """Yield each source with the positions of the texts that are drawn from it."""
     each = -(-texts // len(sources))
     for source in sources:
         draws = keyed_bits(seed, _CALIBRATION, text_key(source.name), np.arange(source.description["texts"]))
-        drawn = np.sort(np.argsort(draws, kind="stable")[:each])
-        for batch in packed_texts(source, drawn, max_tokens or _TOKENS_AT_ONCE):
-            yield batch.input_ids, batch.lengths
+        yield source, np.sort(np.argsort(draws, kind="stable")[:each])

@@ -28,6 +28,7 @@ from training.distillation.distillation import Projection
 from training.models.adapters import ADAPTER_NAME, ADAPTER_WEIGHTS, add_adapter, has_adapter, mend_saved, read_adapter
 from training.models.model_folder import read_json, user_error
 from training.models.model_ref import note_base
+from training.models.static import StaticModel, save_static
 from training.trainer.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
@@ -273,8 +274,11 @@ class SavingTrainer(Trainer):
                 f"last good checkpoint: {saved}. Start again with a lower learning_rate"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
-        sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        if isinstance(model, StaticModel):
+            save_static(folder, model, self.processing_class, self.prompts)
+        else:
+            sentence_transformer = build_sentence_transformer(model, self.processing_class, self.prompts)
+            sentence_transformer.save_pretrained(str(folder), create_model_card=False)
         if self.base_revision is not None:
             mend_saved(folder)
             note_base(folder, model.peft_config[ADAPTER_NAME].base_model_name_or_path, self.base_revision)

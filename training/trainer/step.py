@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -33,11 +34,11 @@ from modeling_f2llm.losses import (
     matryoshka_weights,
     score_distillation_loss,
 )
-from training.common.keyed import keyed_bits
+from training.common.keyed import keyed_bits, keyed_uniform
 from training.models.adapters import adapter_draws_dropout
 from training.models.encoding import batch_chunks, embed_chunk, gather_rows
 
-_DROPOUT = 31
+_DROPOUT, _RANK = 31, 32
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,20 @@ class Objective:
         teacher: Tensor | None = None,
         projected: Tensor | None = None,
         noted: dict[str, Tensor] | None = None,
+        judge: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the terms of the loss by name; the loss is their sum.
 
         ``embeddings`` are the ``(n, d)`` unnormalised ones of the batch's distinct texts, ``teacher`` the ``(n, D)`` of
         a teacher. Its leading dimensions are compared with ``projected``, ``(n, d')``, or with the embeddings if None.
-        ``noted`` takes what is no loss: ``masked_candidates``, the share that ``mask_false_negatives`` leaves out.
+        ``noted`` takes what is no loss: ``masked_candidates``, the share that ``mask_false_negatives`` leaves out, by
+        ``judge``, ``(n, d'')``, if there is no teacher; None: by the embeddings.
         """
         # A missing negative, -1, takes some text's embedding, which the loss leaves out.
         missing = left_out = batch["negatives"] < 0
         others = _no_negatives(batch, self.mask_duplicates)
         if self.mask_false_negatives is not None and batch["task_type"] != "similarity":
-            judge = embeddings.detach() if teacher is None else teacher
+            judge = teacher if teacher is not None else (embeddings if judge is None else judge).detach()
             others, left_out, share = _with_false_negatives(batch, judge, others, missing, self.mask_false_negatives)
             if noted is not None:
                 noted["masked_candidates"] = share
@@ -212,6 +215,12 @@ def _sides(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
         yield distinct, near
 
 
+def draw_rank(ranks: Sequence[int], *key: int) -> int:
+    """Draw one of ascending ranks, each as often as its share of their sum, as ML-Embed's code (arXiv 2605.15081)."""
+    ends = np.cumsum(ranks)
+    return ranks[int(np.searchsorted(ends, keyed_uniform(_RANK, *key) * ends[-1], side="right"))]
+
+
 def draws_dropout(model: Any) -> bool:
     """Return whether an unwrapped model draws dropout in training, in its attention or in an adapter."""
     return bool(model.config.attention_dropout) or adapter_draws_dropout(model)
@@ -225,6 +234,7 @@ class CachedStep(NamedTuple):
     context: Callable[[], AbstractContextManager]  # makes that of a forward pass, such as autocast
     # Numbers that name this step: dropout is drawn by them, so that both passes of a chunk draw the same.
     key: tuple[int, ...] = ()
+    exit_layers: Sequence[int] | None = None  # embeddings of these side by side, ``(n, exits * d)``
 
     def run(self, batch: dict[str, Any], loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of the loss in the model's parameters.
@@ -260,7 +270,7 @@ class CachedStep(NamedTuple):
         with self.context(), torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=drops):
             if drops:
                 torch.manual_seed(int(keyed_bits(_DROPOUT, *self.key, self.accelerator.process_index, number)))
-            return embed_chunk(self.model, *chunk).float()
+            return embed_chunk(self.model, *chunk, self.exit_layers).float()
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
         """Return this process's part of the gathered gradient, times the processes, as the reduction averages."""

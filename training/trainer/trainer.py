@@ -27,7 +27,7 @@ from training.models.encoding import embed_batch
 from training.trainer.batches import PackedCollator, PreparedRows, batch_sampler
 from training.trainer.monitor import Console, StepWatch
 from training.trainer.saving import SavingTrainer
-from training.trainer.step import CachedStep, Objective, draws_dropout
+from training.trainer.step import CachedStep, Objective, draw_rank, draws_dropout
 from training.trainer.stopping import Interruption, outlive_signals
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class F2LLMTrainer(SavingTrainer):
         self.sources = list(sources)
         self.distillation = distillation
         dims = args.train_dims(model.config.hidden_size)
+        self.exits = args.train_exits(model.config.num_hidden_layers)
         named = ("mask_duplicates", "gather_gradients", "mask_false_negatives", "spread_weight")
         keys = {name: getattr(args, name) for name in (*named, "distillation_weight", "score_distillation_weight")}
         keys["quantized"] = {name: weight for name, weight in args.mapping("quantized").items() if weight}
@@ -71,6 +72,10 @@ class F2LLMTrainer(SavingTrainer):
         self.validation_objective = Objective(args.temperature, None, args.mask_duplicates)
         model.config.is_matryoshka = dims is not None
         model.config.matryoshka_dimensions = dims
+        model.config.exit_layers = self.exits
+        if model.config.embedding_ranks:
+            # Without the key, factors are trained as a whole.
+            model.config.embedding_ranks = sorted({*(args.embedding_ranks or model.config.embedding_ranks[-1:])})
         self.watch = StepWatch(Path(args.output_dir), self.sources, tokenizer, writes=args.process_index == 0)
         # Sum and number of each term, each source's loss, and what else is noted of a step.
         self._since_last_log: dict[str, tuple[Tensor | float, int]] = {}
@@ -166,17 +171,32 @@ class F2LLMTrainer(SavingTrainer):
             with self.accelerator.autocast():
                 teacher = self.distillation.targets(batch)
         key = (self.args.seed, self.state.global_step)
-        step = CachedStep(self.accelerator, model, self.accelerator.autocast, key)
+        whole = self.accelerator.unwrap_model(model)
+        if ranks := whole.config.embedding_ranks:
+            whole.embed_tokens.rank = draw_rank(ranks, *key)
+        step = CachedStep(self.accelerator, model, self.accelerator.autocast, key, self.exits)
         loss, self._gradients = step.run(batch, lambda embeddings: self._loss(embeddings, batch, teacher))
+        if ranks:
+            whole.embed_tokens.rank = ranks[-1]
         self.last_batch = batch
         self.console.count(batch["tokens"])
         self.watch.loss(self.state.global_step + 1, batch, loss.item(), self._gradients)
         return loss
 
     def _loss(self, embeddings: Tensor, batch: dict[str, Any], teacher: Tensor | None) -> Tensor:
-        projected = None if self.projection is None else self.projection(embeddings)
         noted: dict[str, Tensor] = {}
-        terms = self.objective.terms(embeddings, batch, teacher, projected, noted)
+        # The mean over the exits, as ML-Embed (arXiv 2605.15081) has it; without, all is of the last layer.
+        exits = embeddings.chunk(len(self.exits or [0]), dim=1)
+        if self.projection is not None and teacher is not None:
+            self.projection.start(exits[-1], teacher)
+        by_exit: dict[str, list[Tensor]] = defaultdict(list)
+        for states in exits:
+            projected = None if self.projection is None or teacher is None else self.projection(states)
+            for name, term in self.objective.terms(states, batch, teacher, projected, noted, exits[-1]).items():
+                by_exit[name].append(term)
+        terms = {name: torch.stack(own).mean() for name, own in by_exit.items()}
+        for number, layer in enumerate(self.exits or ()):
+            noted[f"loss_exit/{layer}"] = torch.stack([own[number].detach() for own in by_exit.values()]).sum()
         loss = torch.stack(list(terms.values())).sum()
         if not math.isfinite(loss.item()):
             scores = torch.where(embeddings.detach().isfinite().all(dim=1), 0.0, math.inf)

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from operator import truediv
 from pathlib import Path
 
+import dill
 import psutil
 import pytest
 
@@ -105,34 +107,91 @@ def test_a_faulty_recipe_key(refuses, value, wrong):
         read_executor(value)
 
 
-@pytest.mark.parametrize(("options", "wrong"), [({}, "partition"), ({"tasks": 3}, "tasks")])
+@pytest.mark.parametrize(
+    ("options", "wrong"), [({}, "partition"), ({"tasks": 3}, "tasks"), ({"sbatch_args": "x"}, "mapping")]
+)
 def test_options_that_an_executor_does_not_know(tmp_path, refuses, options, wrong):
     with refuses("executor 'slurm' cannot be used", wrong):
         run_phases([Phase("first", partial(note, tmp_path), 2)], tmp_path / "tasks", Executor("slurm", None, options))
 
 
-def test_slurm_gets_the_whole_chain_and_asks_to_come_back(tmp_path, monkeypatch):
-    import datatrove.executor
+SLURM = {
+    "sbatch": """cd "$(dirname "$0")"; number=$(($(ls | grep -c script) + 1))
+cp "${!#}" script$number; printf '%s\\n' "$@" > words$number; echo "Submitted batch job $number\"""",
+    "squeue": 'grep -x "$3" "$(dirname "$0")/queue"',
+    "scontrol": "echo node1",
+}
+OPTIONS = {"partition": "cpu", "time": "1:00:00"}
 
-    submitted = []
 
-    class Recorder:
-        def __init__(self, **keywords):
-            self.keywords = keywords
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Stands in for Slurm: ``sbatch`` keeps each script and its words; jobs in the file ``queue`` have not ended."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in SLURM.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "queue").touch()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_NODELIST", "node1")
+    return folder
 
-        def get_incomplete_ranks(self):
-            return list(range(self.keywords["tasks"]))
 
-        def run(self):
-            submitted.append(self)
-
-    monkeypatch.setattr(datatrove.executor, "SlurmPipelineExecutor", Recorder)
-    phases = [Phase("first", partial(note, tmp_path), 2), Phase("second", partial(note, tmp_path), 1)]
+def submit(phases, folder, options=OPTIONS):
     with pytest.raises(SubmittedError, match="run the same command again"):
-        run_phases(phases, tmp_path / "tasks", Executor("slurm", options={"partition": "cpu", "time": "1:00:00"}))
-    first, second = submitted
-    assert first.keywords["depends"] is None and second.keywords["depends"] is first
-    assert first.keywords["partition"] == "cpu" and second.keywords["tasks"] == 1
+        run_phases(phases, folder / "tasks", Executor("slurm", 8, options))
+
+
+def test_slurm_gets_the_whole_chain_and_asks_to_come_back(tmp_path, slurm):
+    phases = [Phase("first", partial(note, tmp_path), 2), Phase("second", partial(note, tmp_path), 1)]
+    submit(phases, tmp_path)
+    first, second = ((slurm / f"script{number}").read_text() for number in (1, 2))
+    for line in ("--partition=cpu", "--array=0-1%8", "--kill-on-invalid-dep=yes", "--job-name=f2llm-first"):
+        assert f"#SBATCH {line}\n" in first
+    # datatrove's script is found as it stands beside this interpreter.
+    assert f"\nexport PATH={Path(sys.executable).parent}:$PATH\n" in first
+    assert first.rstrip().endswith(f"launch_pickled_pipeline {tmp_path}/tasks/first/executor.pik")
+    assert "--array=0-0%8" in second and "--dependency=afterok:1\n" in (slurm / "words2").read_text()
+    # No job for statistics.
+    assert not (slurm / "script3").exists()
+    # A command that comes too early submits nothing.
+    (slurm / "queue").write_text("1\n2\n")
+    submit(phases, tmp_path)
+    assert not (slurm / "script3").exists()
+
+
+def test_a_task_that_failed_on_slurm_is_reported_once_and_then_tried_again(tmp_path, slurm):
+    phase = Phase("first", partial(note_unless, tmp_path, UserError("row 7 is bad")), 3)
+    submit([phase], tmp_path)
+    executor = dill.loads((tmp_path / "tasks/first/executor.pik").read_bytes())
+    for task in range(3):
+        with nullcontext() if task != 1 else pytest.raises(UserError):
+            executor._run_for_rank(task)
+    with pytest.raises(UserError, match=r"^row 7 is bad$"):
+        run_phases([phase], tmp_path / "tasks", Executor("slurm", 8, OPTIONS))
+    submit([phase], tmp_path)
+    assert "--array=0-0%8" in (slurm / "script2").read_text()
+    assert (tmp_path / "tasks/first/ranks_to_run.json").read_text() == "[1]"
+
+
+def test_what_the_user_says_of_slurm_jobs_counts(tmp_path, slurm):
+    options = {"env_command": "source here", "sbatch_args": {"kill-on-invalid-dep": "no", "account": "x"}}
+    submit([Phase("first", partial(note, tmp_path), 1)], tmp_path, {**OPTIONS, **options, "job_name": "mine"})
+    script = (slurm / "script1").read_text()
+    for line in ("#SBATCH --job-name=mine", "#SBATCH --kill-on-invalid-dep=no", "#SBATCH --account=x", "source here"):
+        assert f"{line}\n" in script
+    assert "export PATH" not in script
+
+
+@pytest.mark.parametrize("sbatch", ["#!/bin/bash\nexit 1", None])
+def test_a_job_that_is_not_accepted(tmp_path, slurm, monkeypatch, refuses, sbatch):
+    if sbatch:
+        (slurm / "sbatch").write_text(sbatch)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with refuses("executor 'slurm': the job was not accepted", "sbatch"):
+        run_phases([Phase("first", partial(note, tmp_path), 2)], tmp_path / "tasks", Executor("slurm", 8, OPTIONS))
 
 
 def note_and_wait(folder):

@@ -65,6 +65,17 @@ def test_trained_widths(keys, hidden_size, expected):
     assert stage(**keys).train_dims(hidden_size) == expected
 
 
+def test_trained_exits(refuses):
+    assert stage().train_exits(4) is None
+    auto = stage(exit_layers=["auto"])
+    found = {layers: auto.train_exits(layers) for layers in (1, 2, 6, 8, 28)}
+    assert found == {1: [1], 2: [1, 2], 6: [1, 2, 4, 6], 8: [1, 2, 4, 8], 28: [1, 2, 4, 8, 16, 24, 28]}
+    assert stage(exit_layers=["2", "1"]).train_exits(3) == [1, 2, 3]
+    for wrong in ("0", "4", "all", "1.5"):
+        with refuses("'exit_layers'", wrong, "3 layers"):
+            stage(exit_layers=["1", wrong]).train_exits(3)
+
+
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [

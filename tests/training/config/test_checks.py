@@ -43,6 +43,7 @@ SAMPLED = {"evaluation_pairs": "pairs.parquet", "evaluation_sample": 9, "eval_st
 BEST = {"metric_for_best_model": "pairs_accuracy"}
 PATIENT = {"early_stopping_patience": 2}
 NEW = {"model": None}
+REENTRANT = {"use_reentrant": True}
 SECRET = "hf_" + "aB3" * 12
 
 
@@ -117,6 +118,12 @@ def test_cap_of_a_source_that_is_no_count(refuses, cap):
         ({"save_strategy": "best", "metric_for_best_model": "loss"}, ["'eval_strategy: epoch'"]),
         ({"push_checkpoints": "no repository"}, ["'push_checkpoints'"]),
         ({"push_checkpoints": "org/name", "save_strategy": "no"}, ["'push_checkpoints'", "'save_strategy: epoch'"]),
+        (
+            {"exit_layers": ["auto"], "gradient_checkpointing": True, "gradient_checkpointing_kwargs": REENTRANT},
+            ["'exit_layers'", "use_reentrant"],
+        ),
+        ({"embedding_ranks": [0, 8]}, ["'embedding_ranks'", "at least 1"]),
+        (LORA | {"embedding_ranks": [8]}, ["'embedding_ranks'", "take 'lora' out"]),
         (LORA | {"push_checkpoints": "org/name"}, ["'push_checkpoints'", "hold an adapter alone"]),
     ],
 )
@@ -155,6 +162,7 @@ def test_liger_kernels(refuses, monkeypatch):
         ({"num_train_epochs": 3, "max_steps": 5}, {"max_steps": -1}, None),
         ({"calibration_texts": 5}, {"prune_to": {"num_hidden_layers": 1}}, "prune_to: SHAPE"),
         ({"push_checkpoints": "org/name", "prune_to": {"num_hidden_layers": 1}}, {"prune_to": None}, "prune_to: null"),
+        ({"exit_layers": "auto", "prune_to": {"num_hidden_layers": 1}}, {"prune_to": None}, "prune_to: null"),
         ({"optim_target_modules": "all-linear"}, {"optim": "apollo_adamw"}, None),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True},
          "activation_checkpointing: true"),

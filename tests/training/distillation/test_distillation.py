@@ -25,6 +25,7 @@ from training.distillation.distillation import (
     TeacherChoice,
     inspect_teacher,
     make_distillation,
+    make_projection,
     read_width,
 )
 from training.distillation.teacher import Teacher
@@ -32,6 +33,7 @@ from training.models.model_ref import ModelRef
 from training.run_stage import main
 
 NARROW = {"teacher": "narrow", "teacher_projection": True}
+MAPPED = {"teacher": "wide", "teacher_projection": True}
 SCORES = {"score_distillation_weight": 1.0, "mask_false_negatives": 0.0}
 
 
@@ -171,7 +173,7 @@ def test_a_projection_is_learned_and_kept_with_the_run_only(tmp_path, models, ca
     assert "projection.pt cannot be read" in error and "no other checkpoint is before it" in error
 
 
-@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({"teacher_cache_dir": "CACHE", **SCORES}, 2)])
+@pytest.mark.parametrize(("keys", "workers"), [(NARROW, 0), ({**MAPPED, "teacher_cache_dir": "CACHE", **SCORES}, 2)])
 def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys, workers):
     whole = train(tmp_path / "whole", models, **keys)
     if "teacher_cache_dir" in keys:
@@ -192,7 +194,6 @@ def test_a_resumed_distillation_ends_in_the_same_weights(tmp_path, models, keys,
     ("keys", "message"),
     [
         ({"teacher": "narrow"}, "16 dimensions do not cover the student's 32; choose a wider teacher, or add"),
-        ({"teacher": "wide", "teacher_projection": True}, "take the key out"),
         ({"teacher": "nowhere"}, "is missing, and no stage here or in a recipe beside it makes it"),
     ],
 )
@@ -292,6 +293,30 @@ def test_a_projection_steps_as_adamw_with_the_stages_numbers(clip):
         optimizer.step()
         torch.testing.assert_close(projection.weight, weight, rtol=1e-5, atol=1e-6)
         assert projection.weight.grad is None
+
+
+def test_a_map_to_a_wide_teacher_starts_at_the_least_squares_of_the_first_batch():
+    args = stage()
+    args.teacher_projection, args.distillation_weight = True, 1.0
+    projection = make_projection(args, 6, 9)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(200, width, generator=generator) for width in (6, 9))
+    teacher[:, :6] += student @ torch.randn(6, 6, generator=generator)
+    projection.start(student, teacher)
+    expected = torch.linalg.lstsq(student, teacher[:, :6]).solution
+    torch.testing.assert_close(projection(student), student @ expected, rtol=0, atol=5e-2)
+    # Once only, and never after a resume.
+    before = projection.weight.clone()
+    projection.start(student, -teacher)
+    assert torch.equal(projection.weight, before)
+    # A batch of one text, or of a channel that is zero, says nothing of other directions.
+    few = make_projection(args, 6, 6)
+    few.start(torch.eye(6)[:1], torch.full((1, 6), 2.0))
+    torch.testing.assert_close(few.weight[:, 1:], torch.eye(6)[:, 1:])
+    torch.testing.assert_close(few.weight[:, 0], torch.full((6,), 2.0), rtol=0, atol=1e-2)
+    narrow = make_projection(args, 6, 4)
+    narrow.start(student, teacher)
+    assert torch.equal(narrow.weight, torch.eye(4, 6))
 
 
 @pytest.mark.parametrize(("gradient", "skipped"), [(None, False), (torch.ones(4, 6), True)])

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from training.evaluation.pairs import (
     table,
     usage,
 )
-from training.evaluation.records import load_evaluation
+from training.evaluation.records import PRECISIONS, load_evaluation
 from training.run_stage import main
 
 COLUMNS = {"query": ["NA", "00001", 'a, "b"\nc'], "passage": ["null", "0.50", "大熊猫"]}
@@ -248,6 +249,19 @@ def test_pairs_of_two_columns_are_evaluated_in_training_and_after_it(tmp_path, c
     assert "Finding the passages of 1 queries" in shown and "Use the model:" in shown
     (score,) = load_evaluation(tmp_path / "run/report").select(dimension=32, precision="int8")
     assert (score.subset, score.languages, score.examples) == ("default", (), 1)
+
+
+def test_exits_are_scored_beside_the_whole_model(tmp_path, capsys):
+    assert main([str(write_watched(tmp_path, max_steps=2, exit_layers="auto", evaluation_sample=None))]) == 0
+    result, folder = json.loads((tmp_path / "run/evaluation.json").read_text()), tmp_path / "run/model"
+    shorter = SentenceTransformer(str(folder), config_kwargs={"num_hidden_layers": 1})
+    pairs = load_pairs(tmp_path / "data/found.parquet")
+    assert result["exits"] == {"1": accuracy(shorter, pairs), "2": result["accuracy"]}
+    assert "1 layers  2 layers" in capsys.readouterr().out
+    evaluation = load_evaluation(tmp_path / "run/report")
+    assert [each.layers for each in evaluation.models] == [1, None, None]
+    for record, precision, dim in product(evaluation.models[:2], PRECISIONS, SUFFIXES):
+        assert evaluation.select(model=record.label, precision=precision, dimension=dim)
 
 
 # Until the first evaluation that is not the best. A process that went by its own numbers would stop elsewhere: only

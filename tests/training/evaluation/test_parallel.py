@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from functools import partial
 from itertools import chain
@@ -14,6 +15,7 @@ pytest.importorskip("mteb")
 
 from mteb import mocks
 
+from modeling_f2llm import F2LLMModel
 from tests.training.distributed_recipe import save_model
 from tests.training.evaluation import synthetic
 from tests.training.evaluation.memory_tasks import TEXTS, clustering, retrieval, sts
@@ -114,6 +116,27 @@ def test_processes_of_a_launch_score_as_one_and_as_without_the_cache(whole, expe
     # 30 of two tasks, and 38 of retrieval, whose documents have titles.
     assert "98 texts of 3 tasks, 60 encoded" in logs[0]
     assert {path.name for path in (tmp_path / "out/mteb").rglob("Memory*.json")} >= {"MemorySTS.json"}
+
+
+def test_exits_and_ranks_score_as_without_the_cache(folder, tmp_path, monkeypatch):
+    small = tmp_path / "model"
+    shutil.copytree(folder, small)
+    inner = F2LLMModel.from_pretrained(small)
+    inner.factorize_embeddings([8, 16])
+    inner.save_pretrained(small)
+    expected = Evaluation()
+    for rank in (8, 16):
+        exits = load_model(str(small), None, 8192, layers=[1], rank=rank)
+        evaluate_model(exits, make_tasks(), expected, tmp_path / "expected", dims=(32, 8))
+    monkeypatch.setattr(runner, "write_report", lambda *_, **__: "the report")
+    views = ["--layers", "1", "--ranks", "8", "16", "--dims", "32", "8"]
+    words = [small, "--tasks", "all", *views, "--embedding-cache", "0.5", "--output", tmp_path / "out"]
+    statuses, logs = launch(main, words, tmp_path)
+    assert statuses == [0, 0] and logs[0].count("98 texts of 3 tasks, 60 encoded") == 2, logs
+    found = load_evaluation(tmp_path / "out").models
+    assert [(each.label, each.parameters) for each in found] == [(e.label, e.parameters) for e in expected.models]
+    scores = {score.key: pytest.approx(score.value, abs=2e-5) for score in expected.scores}
+    assert dict(results(tmp_path / "out")[0]) == scores and len(scores) == 2 * 2 * 2 * len(make_tasks())
 
 
 def test_a_small_cache_holds_fewer_tasks_at_once(run, expected, tmp_path, encoded, monkeypatch):

@@ -78,6 +78,39 @@ def values(out):
     return [score.value for score in found.scores]
 
 
+def test_exits_are_models_of_one_encoding(folder, run, out, sentences, monkeypatch):
+    passes, encode = [], SentenceTransformer.encode
+
+    def watched(self, inputs, prompt=None, **options):
+        passes.extend((prompt, text) for text in inputs)
+        return encode(self, inputs, prompt=prompt, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", watched)
+    assert run("--layers", "1", "--dims", "32", "8", "--precisions", "float32", "binary") == 0
+    assert len(set(passes)) == len(passes) >= 10
+    found = load_evaluation(out)
+    assert [(each.label, each.layers) for each in found.models] == [(f"{folder} (1 layer)", 1), (str(folder), None)]
+    assert found.models[0].parameters < found.models[1].parameters
+    shorter = SentenceTransformer(str(folder), config_kwargs={"num_hidden_layers": 1})
+    cosines = shorter.encode_query(sentences[:5]) @ shorter.encode_document(sentences[5:]).T
+    fields = {"task": "PairsRetrieval", "dimension": 32, "precision": "float32"}
+    (score,) = found.select(model=f"{folder} (1 layer)", **fields)
+    assert score.value == pytest.approx(ndcg_score(np.eye(5), cosines, k=10), abs=1e-4) and len(found.scores) == 16
+    assert run("--layers", "3") == 2
+
+
+def test_ranks_of_token_embeddings_are_models_too(folder, run, out):
+    model = F2LLMModel.from_pretrained(folder)
+    model.factorize_embeddings([8, 16])
+    model.save_pretrained(folder)
+    assert run("--layers", "1", "--ranks", "8", "16") == 0
+    sizes = {each.label: each.parameters for each in load_evaluation(out).models}
+    names = [f"{folder} (rank {rank}{layers})" for rank in (8, 16) for layers in (", 1 layer", "")]
+    assert list(sizes) == names
+    # Columns of 320 tokens and 32 channels.
+    assert sizes[names[2]] - sizes[names[0]] == sizes[names[3]] - sizes[names[1]] == 8 * (320 + 32)
+
+
 def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folder, run, out, sentences, encoded):
     options = ["--dims", "32", "8", "--precisions", "float32", "int8", "binary"]
     assert run(*options) == 0

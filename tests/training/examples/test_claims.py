@@ -28,9 +28,10 @@ from training.examples import claims
 from training.examples.claims import (
     CLAIMS,
     RECIPE,
+    depths,
     main,
     own_hits,
-    run_seed,
+    run_arm,
     score,
     shared_hits,
     steps_of,
@@ -59,6 +60,16 @@ def test_the_arms_of_a_claim_differ_in_nothing_else(better, worse, differs):
     stages = {stage.name: stage.arguments for stage in load_recipe(RECIPE).stages}
     shape, whole = stages["pruned"].mapping("prune_to"), stages["stage1"].mapping("model_config")
     assert stages["student_random"].mapping("model_config") == {**whole, **shape}
+
+
+def test_a_stage_runs_after_those_whose_model_data_or_steps_it_needs():
+    found = depths(load_recipe(RECIPE).stages)
+    levels = [sorted(name for name in found if found[name] == depth) for depth in range(3)]
+    assert levels == [
+        ["stage1"],
+        ["pruned", "stage1_plain", "stage2", "stage2_raw"],
+        ["stage2_alone", "student", "student_random", "student_undistilled"],
+    ]
 
 
 def _embedded(model, source, text):
@@ -177,9 +188,13 @@ def test_every_arm_is_trained_and_scored_and_a_recipe_without_them_refused(tmp_p
     recipe = tmp_path / "claims.yaml"
     recipe.write_text(yaml.safe_dump({**tiny, "stages": content["stages"]}, sort_keys=False))
     pairs = load_pairs(tmp_path / "data/pairs.parquet")
-    found = run_seed(recipe, 3, tmp_path / "out", Path(tiny["manifest"]), pairs)
-    assert found.keys() == content["stages"].keys() and len(table({3: found}).splitlines()) == 2 + len(CLAIMS)
-    again = run_seed(recipe, 3, tmp_path / "out", Path(tiny["manifest"]), pairs)
+    work = (tmp_path / "out", Path(tiny["manifest"]), pairs)
+    # Whatever runs beside a stage, it finds what it needs.
+    order = depths(load_recipe(recipe).stages)
+    names = sorted(content["stages"], key=lambda name: (order[name], name), reverse=True)
+    found = {name: run_arm(recipe, 3, name, *work) for name in sorted(names, key=order.get)}
+    assert len(table({3: found}).splitlines()) == 2 + len(CLAIMS)
+    again = {name: run_arm(recipe, 3, name, *work) for name in found}
     for claim in CLAIMS:
         hits = found[claim.better][claim.metric]
         assert 0 <= score(hits) <= 100 and all(map(np.array_equal, hits, again[claim.better][claim.metric]))

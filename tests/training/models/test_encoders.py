@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.models.starts import QWEN3_PROMPTS, edit_json, save_like_qwen3_embedding, save_plain
 from training.distillation.teacher import load_text_teacher
 from training.models.adapters import ADAPTER_WEIGHTS
-from training.models.encoders import TRUST_OPTION, find_miner, load_encoder, runs_own_code
+from training.models.encoders import TRUST_OPTION, exit_sizes, find_miner, load_encoder, runs_own_code, with_exits
 from training.models.model_ref import ModelRef, prompts_of, reads_as_ours, resolve
 
 TEXTS = ["Where do giant pandas live?", "大熊猫生活在四川的山林里。", "a"]
@@ -53,6 +54,19 @@ def test_a_plain_qwen3_is_read_as_one_is_trained(plain, causal):
     np.testing.assert_allclose(read.encode(TEXTS, prompt=""), expected_of(plain, TEXTS), atol=1e-6)
     assert read.prompts == DEFAULT_PROMPTS
     assert reads_as_ours(str(plain))
+
+
+def test_one_pass_gives_the_embeddings_of_all_exits(whole, refuses):
+    model, shorter = load(whole), SentenceTransformer(str(whole), config_kwargs={"num_hidden_layers": 1})
+    own = SentenceTransformer(str(whole), trust_remote_code=True, model_kwargs={"num_hidden_layers": 1})
+    wanted = [each.encode_query(TEXTS) for each in (shorter, model)]
+    np.testing.assert_allclose(own.encode_query(TEXTS), wanted[0], atol=1e-6)
+    exits = with_exits(pickle.loads(pickle.dumps(model)), [1, 2], "MODEL")
+    np.testing.assert_allclose(exits.encode_query(TEXTS), np.concatenate(wanted, axis=1), atol=1e-6)
+    sizes = [sum(weights.numel() for weights in each.parameters()) for each in (shorter, model)]
+    assert exit_sizes(exits) == dict(zip((1, 2), sizes, strict=True)) and not exit_sizes(model)
+    with refuses("MODEL", [3], "2 layers"):
+        with_exits(model, [1, 3], "MODEL")
 
 
 def test_evaluation_mining_and_teacher_read_it_the_same_way(plain, whole):

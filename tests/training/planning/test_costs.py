@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from copy import deepcopy
 from types import SimpleNamespace
@@ -14,12 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm.losses import matryoshka_dims
 from tests.training.processes import ROOT, run_bounded
+from tests.training.recipes import ONE_STAGE
 from tests.training.trainer.test_step import cached_step
+from training.config.arguments import StageArguments
 from training.models.encoding import lay_out
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
-from training.planning.costs import estimate_memory, estimate_pruning_memory, stage_flops, step_flops
+from training.planning.costs import estimate_memory, estimate_pruning_memory, loss_bytes, stage_flops, step_flops
+from training.trainer.step import Objective
 
 
 def _config(layers, heads):
@@ -90,7 +95,7 @@ def _kept_for_backward(config, tokens):
 @pytest.mark.parametrize(("heads", "layers"), [(2, 2), (4, 5)])
 def test_activations_are_those_that_autograd_keeps(heads, layers):
     config = _config(layers, heads)
-    estimate = estimate_memory(config, chunk_tokens=512, batch_texts=0)
+    estimate = estimate_memory(config, chunk_tokens=512, loss=0)
     assert estimate.activations == pytest.approx(_kept_for_backward(config, 512), rel=0.05)
 
 
@@ -100,7 +105,7 @@ def test_what_takes_and_saves_memory_is_in_the_estimate(tiny_config):
     assert estimate_memory(tiny_config, 1_000, 0).activations == pytest.approx(whole.activations / 10, rel=1e-3)
     several, shared = (estimate_memory(tiny_config, 1, 1, processes=4, sharded=sharded) for sharded in (False, True))
     assert several.state == 20 * parameters and shared.state == whole.state // 4
-    assert estimate_memory(tiny_config, 100, 10, teacher=tiny_config).teacher == 4 * parameters
+    assert estimate_memory(tiny_config, 100, 10, teacher=parameters).teacher == 4 * parameters
     deep = F2LLMConfig.from_family("f2llm-v2-0.6b")
     plain, recomputed, half = (
         estimate_memory(deep, 8_192, 4_000, **keys).activations
@@ -110,6 +115,61 @@ def test_what_takes_and_saves_memory_is_in_the_estimate(tiny_config):
     # Pruning holds both models.
     measured, known = (estimate_pruning_memory(tiny_config, tiny_config, tokens) for tokens in (1_000, 0))
     assert measured.state == known.state == 8 * parameters and measured.activations > known.activations == 0
+
+
+def _kept_of_the_loss(rows, width, **keys):
+    """Bytes that autograd keeps of the objective on a retrieval batch."""
+    teacher, negatives = keys.pop("teacher", None), 3
+    texts = rows * (2 + negatives)
+    index = torch.arange(texts).view(rows, 2 + negatives)
+    batch = {"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:], "task_type": "retrieval"}
+    embeddings, kept = torch.randn(texts, width, requires_grad=True), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    of_teacher = None if teacher is None else torch.randn(texts, teacher)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        terms = Objective(dims=matryoshka_dims(width), **keys).terms(embeddings, batch, of_teacher)
+    assert terms
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "teacher"),
+    [
+        ({}, 0),
+        ({"mask_duplicates": True}, 0),
+        ({"spread_weight": 1.0}, 0),
+        ({"quantized": {"int8": 1.0, "binary": 1.0}}, 0),
+        ({"score_distillation_weight": 1.0}, 16),
+    ],
+)
+def test_matrices_of_the_loss_are_those_that_autograd_keeps(keys, teacher):
+    width, sizes = 16, (256, 512)
+    args = StageArguments(**ONE_STAGE, **{**keys, "quantized": json.dumps(keys.get("quantized", {}))})
+    config = SimpleNamespace(hidden_size=width)
+    few, many = (_kept_of_the_loss(rows, width, **keys, **({"teacher": teacher} if teacher else {})) for rows in sizes)
+    estimates = [loss_bytes(args, config, rows, 0, teacher) for rows in sizes]
+    # What grows with the square: twice the rows have four times the matrices, and twice all else.
+    assert estimates[1] - 2 * estimates[0] == pytest.approx(many - 2 * few, rel=0.05)
+
+
+def test_the_loss_of_a_large_batch_does_not_grow_with_the_square(tiny_config):
+    args = StageArguments(**ONE_STAGE)
+    small, large = (loss_bytes(args, tiny_config, rows, 0) for rows in (2**12, 2**15))
+    assert small == large == 3 * 3 * 4 * 2**24
+
+
+def test_shards_are_gathered_layer_by_layer():
+    config = F2LLMConfig.from_family("f2llm-v2-0.6b")
+    one, eight = (estimate_memory(config, 4096, 0, processes=count, sharded=True) for count in (1, 8))
+    layer = (count_parameters(config) - config.vocab_size * config.hidden_size) / config.num_hidden_layers
+    assert one.gathered == 0 and eight.gathered == pytest.approx(4 * 4 * layer, rel=0.01)
+    # At the ends of a step the table of embeddings is whole instead.
+    few = estimate_memory(config, 1, 0, processes=8, sharded=True)
+    assert few.gathered == pytest.approx(3 * 4 * config.vocab_size * config.hidden_size, rel=0.01)
 
 
 def _chunks_and_peak(rows, max_tokens):

@@ -39,6 +39,10 @@ def test_steps_and_batches_are_those_of_the_training(tmp_path):
     assert counted.chunks == pytest.approx(np.mean([len(batch["chunk_lengths"]) for batch in batches]))
     assert counted.most_texts == max(len(batch["slots"]) for batch in batches)
     assert counted.most_chunk_tokens == max(sum(chunk) for batch in batches for chunk in batch["chunk_lengths"]) <= 150
+    # The same batches on two processes.
+    shared, alone = make_plan(stage, {}, processes=2), plan
+    assert shared.training.tokens == alone.training.tokens and shared.training.chunks < alone.training.chunks
+    assert shared.memory.state > alone.memory.state and shared.memory.gathered == 0
 
 
 def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):

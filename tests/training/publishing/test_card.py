@@ -79,6 +79,32 @@ def test_scores_are_those_of_the_evaluation_at_every_width(card):
     assert "truncate_dim=16)" in card
 
 
+def test_exits_are_offered_with_what_to_choose_for_a_budget(tmp_path):
+    evaluation, release = evaluate(), make_release()
+    (whole,) = [each for each in evaluation.models if each.name == NAME]
+    smaller = whole.of_exit(1, 10_000)
+    evaluation.add_model(smaller)
+    # Three texts less of every language, at full width; four less at the next.
+    for score in evaluation.select(model=NAME, precision="float32"):
+        if score.dimension > 8:
+            lost = 0.3 if score.dimension == 32 else 0.2
+            value = max(score.value - lost, 0.0)
+            evaluation.scores.append(replace(score, model=smaller.label, value=value))
+    release = replace(release, shape={**release.shape, "exit_layers": [1, 2]})
+    card = model_card(write_release(tmp_path, release, evaluation=evaluation), f"org/{NAME}")
+    assert "The first 1 of 2 layers are models, too" in card
+    assert 'config_kwargs={"num_hidden_layers": 1})' in card
+    # In bf16; where one bit of the larger model scores better at less, the row is not there.
+    assert [
+        cell for line in card.splitlines() if line.startswith("| 0.02 | 1 |") for cell in line.split("|")[3:-1]
+    ] == [
+        *(" 16 ", " float32 ", " 64 ", " 17.5 "),
+        *(" 32 ", " float32 ", " 128 ", " 25.0 "),
+    ]
+    assert rows_of(card, "0.042")[1:] == ["2", "8", "binary", "1", "10.0"]
+    assert "Fewer layers" not in model_card(write_release(tmp_path / "other", make_release()), NAME)
+
+
 def test_lineage_and_limits_are_told(card):
     assert rows_of(card, "`stage1`")[1:] == [
         "training",

@@ -106,6 +106,52 @@ def test_the_vocabulary_is_trimmed_to_the_sources(run, tmp_path):
     assert trimmed.tokenizer.decode(trimmed.tokenizer("größer 東京 🙂").input_ids[:-1]) == "größer 東京 🙂"
 
 
+def test_a_budget_chooses_the_shape_and_again_the_same(run, tmp_path, caplog, capsys):
+    caplog.set_level("INFO", logger="training")
+    keys = {"model": str(run / "stage1/model"), "prune_to": {"max_megabytes": 0.03, "dtype": "float16"}}
+    recipe = write_pruning(tmp_path, **keys)
+    words = [str(recipe), "--stage", "pruned"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "  budget       0.03 MB in float16; taken here: " in (plan := capsys.readouterr().out)
+    assert main(words) == 0
+    searched = yaml.safe_load((tmp_path / "run/pruned/pruning_search.yaml").read_text())
+    tried = [searched["chosen"], *searched["rejected"]]
+    assert f"  shapes       {len(tried)} of " in plan
+    assert [each["loss"] for each in tried] == sorted(each["loss"] for each in tried)
+    assert "shapes of 0.03 MB in float16:" in caplog.text and "chosen" in caplog.text
+    model = SentenceTransformer(str(tmp_path / "run/pruned/model"))[0].model
+    config = model.config
+    assert {name: getattr(config, name) for name in SHAPE} == {name: searched["chosen"][name] for name in SHAPE}
+    assert sum(weight.numel() for weight in model.parameters()) == searched["chosen"]["parameters"]
+    model.half().save_pretrained(tmp_path / "half")
+    assert (tmp_path / "half/model.safetensors").stat().st_size <= 30_000
+    # What was measured serves again, with any choice of channels; published ones make another model.
+    for name, more in {"again": {}, "other": {"prune_hidden": "published"}}.items():
+        again = write_pruning(tmp_path / name, **keys, **more, importance=str(tmp_path / "run/pruned"))
+        assert main([str(again), "--stage", "pruned"]) == 0
+    weights = [load_file(tmp_path / each / "pruned/model/model.safetensors") for each in ("run", "again/run")]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert searched == yaml.safe_load((tmp_path / "again/run/pruned/pruning_search.yaml").read_text())
+    assert searched != yaml.safe_load((tmp_path / "other/run/pruned/pruning_search.yaml").read_text())
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_budget_may_cut_the_vocabulary(run, tmp_path, capsys):
+    keys = {"trim_vocabulary": True, "prune_hidden": "reordered", "prune_to": {"max_parameters": "12K"}}
+    recipe = write_pruning(tmp_path, model=str(run / "stage1/model"), **keys)
+    assert main([str(recipe), "--stage", "pruned", "--dry-run"]) == 0
+    assert "12,000 parameters" in capsys.readouterr().out
+    assert main([str(recipe), "--stage", "pruned"]) == 0
+    folder = tmp_path / "run/pruned"
+    searched = yaml.safe_load((folder / "pruning_search.yaml").read_text())
+    assert len({each["vocab_size"] for each in searched["rejected"]}) > 1
+    model = SentenceTransformer(str(folder / "model"))
+    assert len(model.tokenizer) == searched["chosen"]["vocab_size"] == model[0].model.config.vocab_size
+    assert json.loads((folder / "vocabulary.json").read_text())["parameters_after"] == searched["chosen"]["parameters"]
+    # The next stage trains it, with a teacher that reads other tokens.
+    assert main([str(recipe), "--stage", "student", "--teacher", str(run / "stage2/model")]) == 0
+
+
 def test_a_full_disk_leaves_no_model(run, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -134,6 +180,9 @@ def test_calibration_draws_from_every_source(prepared_sources):
         ({"prune_to": {"hidden_size": 64}}, "hidden_size 64 is more than the 32"),
         ({"prune_to": {"hidden_size": 18}}, "no multiple of the 4 attention heads"),
         ({"importance": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"prune_to": {"max_parameters": "2X"}}, "max_parameters must be a number such as 20M"),
+        ({"prune_to": {"max_parameters": 300}}, "below the smallest possible shape"),
+        ({"prune_to": {"max_parameters": 300}, "trim_vocabulary": True}, "below the smallest possible shape"),
         ({"model": "RUN/stage2/model", "importance": "RUN/pruned"}, "measure this model"),
     ],
 )

@@ -13,13 +13,14 @@ from tests.training.distributed_recipe import STAGES, STEPS, save_model, write_d
 from tests.training.foreign_teacher import save_foreign_teacher
 from tests.training.processes import ROOT, accelerate, free_port, run_bounded, torchrun
 from tests.training.recipes import rewind, state_of
+from training.models.static import distil_static
 from training.run_stage import main
 
 SCRIPT = ROOT / "training/run_stage.py"
 WORKER = ROOT / "tests/training/distributed_worker.py"
 # The mix holds all task types; of few texts, two processes of four have none.
 FOUR = ["mixed", "distillation", "cached", "few_texts"]
-SHARDED = ["mixed", "distillation", "projected", "few_texts", "lora", "dora"]
+SHARDED = ["mixed", "distillation", "projected", "exits", "few_texts", "lora", "dora"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def models(tmp_path_factory, tiny_config, tiny_tokenizer):
     save_model(folder / "teacher", tiny_config, tiny_tokenizer, seed=1, hidden_size=48)
     save_model(folder / "narrow", tiny_config, tiny_tokenizer, seed=2, hidden_size=16, matryoshka_dimensions=[16])
     save_foreign_teacher(folder / "foreign", width=40)
+    distil_static(folder / "teacher", folder / "static", 32)
     return folder
 
 
@@ -99,7 +101,7 @@ def go_on_with(run, stage, folder, models, **keys):
 
 
 def test_the_stages_train(single, models):
-    start = weights_of(models / "student")
+    start = weights_of(models / "student") | weights_of(models / "static")
     for stage in STAGES:
         weights = weights_of(single / stage / "model")
         # Of an adapter, the matrices that are zero at the start.
@@ -107,6 +109,7 @@ def test_the_stages_train(single, models):
         assert max((weights[name] - start.get(name, 0)).abs().max().item() for name in trained) > 1e-3
     logged = set().union(*losses(single / "distillation"))
     assert {"loss_in_batch", "loss_hard", "loss_distillation", "loss_source/tiny_clustering"} <= logged
+    assert {"loss_exit/1", "loss_exit/2"} <= set().union(*losses(single / "exits"))
 
 
 @pytest.mark.parametrize(("run", "stage"), [*product(["two_processes"], STAGES), *product(["sharded"], SHARDED)])
@@ -139,7 +142,7 @@ def test_a_sharded_run_resumes(tmp_path, sharded, models, stage):
     assert largest_difference(tmp_path / "run" / stage, sharded / stage) <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "dora"])
+@pytest.mark.parametrize("stage", ["mixed", "distillation", "projected", "exits", "dora", "static"])
 def test_one_process_resumes_a_run_of_two(tmp_path, two_processes, models, stage):
     assert main([str(go_on_with(two_processes, stage, tmp_path, models)), "--resume"]) == 0
     assert_same_training(tmp_path / "run" / stage, two_processes / stage)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from modeling_f2llm import F2LLMModel
 from training.data.manifest import TASK_TYPES
 from training.models.encoding import embed_batch, embed_chunk, lay_out
-from training.trainer.step import CachedStep, Objective
+from training.trainer.step import CachedStep, Objective, draw_rank
 
 TEXTS, ROWS, WIDTH = 26, 7, 32
 # One chunk; several; one text in each.
@@ -46,12 +46,18 @@ def batch_of(max_tokens=None, task_type="retrieval", negatives=3):
     }
 
 
+def loss_of_exits(objective, batch, teacher):
+    """As the trainer averages it."""
+    loss = loss_function(objective, batch, teacher)
+    return lambda embeddings: torch.stack([loss(each) for each in embeddings.chunk(2, dim=1)]).mean()
+
+
 def loss_function(objective, batch, teacher):
     return lambda embeddings: torch.stack(list(objective.terms(embeddings, batch, teacher).values())).sum()
 
 
-def cached_step(model, key=(), context=nullcontext):
-    return CachedStep(Accelerator(cpu=True), model, context, key)
+def cached_step(model, key=(), context=nullcontext, exits=None):
+    return CachedStep(Accelerator(cpu=True), model, context, key, exits)
 
 
 def gradients(model):
@@ -61,10 +67,10 @@ def gradients(model):
     return found
 
 
-def at_once(model, loss_of):
+def at_once(model, loss_of, exits=None):
     """Loss, gradient of the embeddings and of the weights by plain autograd over one forward pass."""
     batch = batch_of()
-    embeddings = embed_chunk(model, batch["input_ids"], batch["chunk_lengths"][0])
+    embeddings = embed_chunk(model, batch["input_ids"], batch["chunk_lengths"][0], exits)
     embeddings.retain_grad()
     loss = loss_of(embeddings)
     loss.backward()
@@ -108,6 +114,33 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_model, objective, 
     found = gradients(tiny_model)
     for name, weights in wanted.items():
         assert_equal(found[name], 2 * weights, name)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("max_tokens", [None, 60])
+def test_all_exits_of_a_chunked_pass_are_those_of_shorter_models(tiny_model, max_tokens, checkpoints):
+    batch, teacher = batch_of(max_tokens), torch.randn(TEXTS, WIDTH, generator=torch.Generator().manual_seed(1))
+    loss_of = loss_of_exits(OBJECTIVES["distillation"], batch, teacher)
+    whole = embed_chunk(tiny_model, batch_of()["input_ids"], batch_of()["chunk_lengths"][0])
+    short = F2LLMModel(tiny_model.config, num_hidden_layers=1)
+    short.load_state_dict(tiny_model.state_dict(), strict=False)
+    first = embed_chunk(short, batch_of()["input_ids"], batch_of()["chunk_lengths"][0])
+    wanted_loss, wanted_gradient, wanted = at_once(tiny_model, loss_of, [1, 2])
+    assert_equal(wanted_loss, loss_of(torch.cat([first, whole], dim=1)).detach())
+    if checkpoints:
+        tiny_model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    loss, lengths = cached_step(tiny_model, exits=[1, 2]).run(batch, loss_of)
+    assert_equal(loss, wanted_loss)
+    assert_equal(lengths, wanted_gradient.norm(dim=1))
+    for name, gradient in gradients(tiny_model).items():
+        assert_equal(gradient, wanted[name], name)
+
+
+def test_ranks_are_drawn_in_proportion_by_the_step():
+    drawn = [draw_rank([8, 24, 32], 0, step) for step in range(2000)]
+    assert drawn == [draw_rank([8, 24, 32], 0, step) for step in range(2000)]
+    for rank in (8, 24, 32):
+        assert drawn.count(rank) / 2000 == pytest.approx(rank / 64, abs=0.04)
 
 
 def test_missing_negatives_are_in_no_term():
