@@ -42,6 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--prompts", choices=["auto", "published", "model"], default="auto", help=prompts)
     devices = "encode on all of these, such as cuda:0 cuda:1 or cpu cpu (default: all CUDA devices)"
     views.add_argument("--devices", nargs="+", metavar="DEVICE", help=devices)
+    cache = (
+        "encode each text of all tasks once, sorted by length, and divide the tasks over the processes of a launch; "
+        "embeddings take so many GiB on the disk of --output at once"
+    )
+    views.add_argument("--embedding-cache", type=float, metavar="GIB", help=cache)
     trust = "run code that comes with a model; it can do and read all that you can, your Hub token included"
     views.add_argument("--trust-remote-code", action="store_true", help=trust)
     report = parser.add_argument_group("report")

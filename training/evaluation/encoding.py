@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
 
 from training.models.devices import SharedEncoder
+from training.models.encoders import exit_sizes
 
 Floats = NDArray[np.float32]
 
@@ -66,38 +67,46 @@ class EmbeddingStore:
         self.model, self.batch_size = self.encoder.model, batch_size
         self.encoded, self.seconds = 0, 0.0
         self.width = int(self.model.get_embedding_dimension())
+        self.columns = self.width * (len(exit_sizes(self.model)) or 1)
         # Corpora and queries of the current task.
         self.read: dict[Any, Any] = {}
-        self._routes = any(isinstance(module, Router) for module in self.model)
+        self.routes = any(isinstance(module, Router) for module in self.model)
         self._rows: dict[tuple[str | None, str, str], int] = {}
-        self._embeddings: Floats | None = None
+        self._embeddings = np.empty((0, self.columns), np.float32)
         self._terminal = sys.stderr
 
     def encode(self, texts: Sequence[str], prompt: str, side: str | None = None) -> Floats:
-        """Return the ``(n, width)`` embeddings of texts, or ``(n, exits * width)`` of a model with exits.
+        """Return the ``(n, columns)`` embeddings of texts: ``width``, or ``exits * width`` of a model with exits.
 
         A model with a router encodes a side, query or document.
         """
-        side = side if self._routes else None
+        side = side if self.routes else None
         if new := [text for text in dict.fromkeys(texts) if (side, prompt, text) not in self._rows]:
-            method = {"query": "encode_query", "document": "encode_document"}.get(side, "encode")
-            # Not part of the time.
-            self.encoder.start()
-            started = time.perf_counter()
-            # mteb's bars are hidden, ours is not.
-            with redirect_stderr(self._terminal):
-                # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
-                options = {"prompt": prompt, "show_progress_bar": len(new) >= _LONG_WORK}
-                found = self.encoder.encode(method, new, self.batch_size, **options)
-            self.seconds += time.perf_counter() - started
-            self.encoded += len(new)
-            self._rows.update(((side, prompt, text), number) for number, text in enumerate(new, len(self._rows)))
-            self._embeddings = found if self._embeddings is None else np.concatenate([self._embeddings, found])
+            self._add(new, prompt, side, self.compute(new, prompt, side))
         return self._embeddings[[self._rows[side, prompt, text] for text in texts]]
+
+    def compute(self, texts: Sequence[str], prompt: str, side: str | None) -> Floats:
+        """Return the ``(n, columns)`` embeddings of distinct texts, and keep none of them."""
+        method = {"query": "encode_query", "document": "encode_document"}.get(side, "encode")
+        # Not part of the time.
+        self.encoder.start()
+        started = time.perf_counter()
+        # mteb's bars are hidden, ours is not.
+        with redirect_stderr(self._terminal):
+            # An empty prompt is given, too: otherwise sentence-transformers adds the default prompt.
+            options = {"prompt": prompt, "show_progress_bar": len(texts) >= _LONG_WORK}
+            found = self.encoder.encode(method, texts, self.batch_size, **options)
+        self.seconds += time.perf_counter() - started
+        self.encoded += len(texts)
+        return found
+
+    def _add(self, texts: Sequence[str], prompt: str, side: str | None, embeddings: Floats) -> None:
+        self._rows.update(((side, prompt, text), number) for number, text in enumerate(texts, len(self._rows)))
+        self._embeddings = np.concatenate([self._embeddings, embeddings])
 
     def forget(self, most_bytes: int = 0) -> None:
         """Drop the texts that were read, and the embeddings if they take more than ``most_bytes``."""
         self.read.clear()
-        if self._embeddings is not None and self._embeddings.nbytes > most_bytes:
+        if self._embeddings.nbytes > most_bytes:
             self._rows.clear()
-            self._embeddings = None
+            self._embeddings = self._embeddings[:0]

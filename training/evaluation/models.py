@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class EvaluatedModel:
     meta: ModelMeta
     prompts: Prompts
     exits: Mapping[int, ModelRecord] = field(default_factory=dict)  # by layers, in the order of the store's embeddings
+
+    @property
+    def records(self) -> list[ModelRecord]:
+        """Those of the exits and of the whole model, which is the last of them."""
+        return [*(record for record in self.exits.values() if record != self.record), self.record]
 
 
 def revisions_of(name: str) -> list[str]:
@@ -329,6 +335,14 @@ class EncoderView(AbsEncoder):
             # While the dataset is held, no other one gets its id.
             self.store.read[key] = (list(dataset["id"]), texts, dataset)
         return self.store.read[key][:2]
+
+
+def views_of(
+    model: EvaluatedModel, dims: Sequence[int] = (), precisions: Sequence[str] = ("float32",)
+) -> list[EncoderView]:
+    """Return a view of each exit (without exits: of the whole model), precision and width (default: the full one)."""
+    combined = product(model.exits or [None], dict.fromkeys(precisions), dict.fromkeys(dims or [model.store.width]))
+    return [EncoderView(model, dim, precision, layers) for layers, precision, dim in combined]
 
 
 @cache

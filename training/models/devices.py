@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from training.common.command import run_command
 from training.common.errors import StoppedError, UserError, in_one_line
@@ -129,14 +130,9 @@ class SharedEncoder:
             raise StoppedError(f"a worker process ended, perhaps killed for want of memory; {remedy}") from None
 
     def _on_processes(self, method: str, parts: list[list[str]], options: dict[str, Any]) -> NDArray[np.float32]:
-        load = pickle.dumps(self._load)
-        own, *others = (_Call(load, method, part, options) for part in parts)
-        dist.scatter_object_list([None], [None, *(each._replace(options=options | _QUIET) for each in others)])
-        answers: list[Any] = [None] * len(parts)
-        dist.gather_object(_answer(own, self.model), answers)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
+        load, (own, *others) = pickle.dumps(self._load), parts
+        calls = [partial(_encode, load, method, part, options | _QUIET) for part in others]
+        answers = on_all_processes([partial(getattr(self.model, method), own, **options), *calls])
         return np.concatenate([answer for answer in answers if len(answer)] or answers[:1])
 
 
@@ -164,19 +160,10 @@ def _set_up_worker() -> None:
     end_with_the_command()
 
 
-class _Call(NamedTuple):
-    """What another process is asked to encode, and with which model."""
-
-    load: bytes
-    method: str
-    texts: list[str]
-    options: dict[str, Any]
-
-
 def with_all_processes(command: Callable[[], int]) -> int:
-    """Run a command in the first process of a launch, while the others encode for it; return its exit status in all.
+    """Run a command in the first process of a launch, while the others work for it; return its exit status in all.
 
-    The others neither read data nor write files. Without a launch, the command is only called.
+    The others do nothing but what :func:`on_all_processes` sends. Without a launch, the command is only called.
     """
     if not is_launched():
         return command()
@@ -206,8 +193,10 @@ def _leave(status: int) -> None:
 
 
 def _serve() -> int:
-    """Encode what the first process sends until it sends its exit status, and return that."""
+    """Answer the calls of the first process until it sends its exit status, and return that."""
     _join()
+    # One bar is enough.
+    disable_progress_bar()
     while True:
         received: list[Any] = [None]
         dist.scatter_object_list(received)
@@ -218,16 +207,41 @@ def _serve() -> int:
         dist.gather_object(_answer(received[0]))
 
 
+def process_count() -> int:
+    """Return the number of processes that :func:`on_all_processes` calls."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def on_all_processes(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Make one call in each process of a launch, the first one here, and return their results when all are done.
+
+    The others must survive pickling. The error of a process is raised here, with its number; what the calls of the
+    others have done stays. Without a launch, there is one call.
+    """
+    if not dist.is_initialized():
+        return [call() for call in calls]
+    dist.scatter_object_list([None], [None, *calls[1:]])
+    answers: list[Any] = [None] * len(calls)
+    dist.gather_object(_answer(calls[0]), answers)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
 @lru_cache(maxsize=1)
 def _loaded(load: bytes) -> SentenceTransformer:
     return pickle.loads(load)()
 
 
-def _answer(call: _Call, model: SentenceTransformer | None = None) -> NDArray[np.float32] | Exception:
-    """Return the embeddings of texts, or the error to raise in the first process."""
+def _encode(load: bytes, method: str, texts: list[str], options: dict[str, Any]) -> NDArray[np.float32]:
+    return getattr(_loaded(load), method)(texts, **options)
+
+
+def _answer(call: Callable[[], Any]) -> Any:
+    """Return the result of a call, or the error to raise in the first process."""
     try:
-        model = _loaded(call.load) if model is None else model
-        return getattr(model, call.method)(call.texts, **call.options)
+        return call()
     except UserError as error:
         return error
     # An exception here would leave the other processes waiting.

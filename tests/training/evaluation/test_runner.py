@@ -14,31 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 import mteb
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
-from mteb.abstasks import (
-    AbsTaskBitextMining,
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskMultilabelClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
-from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta, SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
+from tests.training.evaluation.memory_tasks import KINDS, retrieval, sts
 from tests.training.evaluation.synthetic import write
 from training.evaluate import main
-from training.evaluation import encoding, models, runner
+from training.evaluation import encoding, models, runner, scoring
 from training.evaluation.encoding import EmbeddingStore
 from training.evaluation.local_tasks import classification as classification_task
 from training.evaluation.local_tasks import labels_of, pair_tasks
 from training.evaluation.models import EncoderView, EvaluatedModel, Prompts
 from training.evaluation.records import Evaluation, ModelRecord, load_evaluation
-from training.evaluation.runner import evaluate_model, has_examples, recorded
+from training.evaluation.runner import evaluate_model
+from training.evaluation.scoring import has_examples, recorded
 
 
 @pytest.fixture
@@ -144,6 +136,7 @@ def test_a_local_task_scores_as_scikit_learn_does_and_is_not_encoded_again(folde
         (["MODEL", "--local", "PAIRS", "--dims", "64"], "dimension 64"),
         (["MODEL"], "nothing to evaluate on"),
         (["MODEL", "--local", "PAIRS", "--max-length", "0"], "--max-length must be at least 1"),
+        (["MODEL", "--local", "PAIRS", "--embedding-cache", "0"], "--embedding-cache must be more than 0 GiB, got 0"),
         (["MODEL", "--local", "PAIRS", "--compare", "MODEL", "other"], "--compare 'other' is unknown; there are"),
         (["MODEL", "--local", "PAIRS", "--output", "PAIRS"], "pairs.parquet: is a file"),
         (["MODEL", "--local", "PAIRS", "PAIRS"], "two tasks are called PairsRetrieval"),
@@ -228,7 +221,7 @@ def test_examples_are_computed_again_where_they_were_deleted_but_not_where_the_s
     assert run() == 0
     (out / "examples.npz").unlink()
     encoded.clear()
-    monkeypatch.setattr(runner, "_TOLERANCE", -1)
+    monkeypatch.setattr(scoring, "_TOLERANCE", -1)
     assert run() == 0 and encoded
     found = load_evaluation(out)
     assert {len(each) for each in found.examples.values()} == {0} and {s.examples for s in found.scores} == {5}
@@ -262,67 +255,6 @@ def test_two_commands_that_evaluate_into_one_folder_wait(out, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         ended = list(pool.map(lambda name: main([name, "--output", str(out)]), "abc"))
     assert ended == [0, 0, 0] and sorted((out / "scores").read_text()) == ["a", "b", "c"]
-
-
-TEXTS = [f"{word} {number} {other}" for number in range(5) for word in "ab" for other in ("rain", "sun", "wind")]
-HALF = len(TEXTS) // 2
-SIDES = {"sentence1": TEXTS[:HALF], "sentence2": TEXTS[HALF:]}
-
-
-def make(kind, metric, data, languages=("eng-Latn",)):
-    """A task of one of mteb's classes over data in memory: by split, or by subset and split."""
-    task_type = kind.__name__.removeprefix("AbsTask")
-    names = {"name": f"Memory{task_type}", "type": task_type, "main_score": metric, "category": "t2t"}
-    data_of = {"description": "In memory.", "dataset": {"path": "memory", "revision": "1"}}
-    metadata = TaskMetadata(**names, **data_of, eval_splits=["test"], eval_langs=languages)
-    task = type(metadata.name, (kind,), {"metadata": metadata, "load_data": lambda self, **_: None})()
-    task.dataset, task.data_loaded = data, True
-    return task
-
-
-def splits(*names, **columns):
-    return DatasetDict({name: Dataset.from_dict(columns) for name in names or ["test"]})
-
-
-def sts():
-    return make(AbsTaskSTS, "cosine_spearman", splits(**SIDES, score=np.linspace(0, 5, HALF).tolist()))
-
-
-def clustering():
-    data = splits(sentences=TEXTS, labels=[n % 3 for n in range(len(TEXTS))])
-    task = make(AbsTaskClustering, "v_measure", data)
-    task.max_fraction_of_documents_to_embed, task.max_documents_to_embed, task.max_documents_per_cluster = None, 20, 10
-    return task
-
-
-def multilabel():
-    data = splits("train", "test", text=TEXTS, label=[[n % 2, 2 + n % 3] for n in range(len(TEXTS))])
-    return make(AbsTaskMultilabelClassification, "accuracy", data)
-
-
-def classification():
-    halves = splits("train", "test", text=TEXTS, label=[n // 3 % 2 for n in range(len(TEXTS))])
-    languages = {"en": ["eng-Latn"], "de": ["deu-Latn"]}
-    return make(AbsTaskClassification, "accuracy", dict.fromkeys(languages, halves), languages)
-
-
-def parallel_bitext():
-    data = splits(eng=TEXTS[:HALF], deu=TEXTS[HALF:], fra=TEXTS[:HALF][::-1])
-    languages = {"eng-deu": ["eng-Latn", "deu-Latn"], "eng-fra": ["eng-Latn", "fra-Latn"]}
-    task = make(AbsTaskBitextMining, "f1", data, languages)
-    task.parallel_subsets = True
-    return task
-
-
-def retrieval():
-    corpus = [{"id": f"d{n}", "title": text[:1], "text": text} for n, text in enumerate(TEXTS)]
-    queries = [{"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS[::4])]
-    relevant = {f"q{n}": {f"d{(5 * n) % len(TEXTS)}": 2, f"d{n}": 1} for n in range(len(queries))}
-    data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries), "relevant_docs": relevant}
-    return make(AbsTaskRetrieval, "ndcg_at_10", {"default": {"test": {**data, "top_ranked": None}}})
-
-
-KINDS = [sts, clustering, multilabel, classification, parallel_bitext, retrieval]
 
 
 @pytest.fixture
