@@ -257,7 +257,7 @@ def test_exits_are_scored_beside_the_whole_model(tmp_path, capsys):
     shorter = SentenceTransformer(str(folder), config_kwargs={"num_hidden_layers": 1})
     pairs = load_pairs(tmp_path / "data/found.parquet")
     assert result["exits"] == {"1": accuracy(shorter, pairs), "2": result["accuracy"]}
-    assert "1 layers  2 layers" in capsys.readouterr().out
+    assert "1 layer  2 layers" in capsys.readouterr().out
     evaluation = load_evaluation(tmp_path / "run/report")
     assert [each.layers for each in evaluation.models] == [1, None, None]
     for record, precision, dim in product(evaluation.models[:2], PRECISIONS, SUFFIXES):
