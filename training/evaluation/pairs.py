@@ -336,9 +336,12 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     model = load_encoder(reference, "output_dir")
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
-    if exits := trained_exits(model):
+    # The configuration of an adapter is its base's.
+    depth = getattr(getattr(model[0], "config", None), "num_hidden_layers", 0)
+    exits = trained_exits(model) if args.prunes else args.train_exits(depth)
+    if exits:
         model = with_exits(model, exits, "exit_layers")
-    by_exit = encode_pairs(model, pairs).by_exit(len(exits) or 1)
+    by_exit = encode_pairs(model, pairs).by_exit(len(exits or [0]))
     encoded = by_exit[-1]
     baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
     result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}

@@ -23,6 +23,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.distributed_recipe import save_model, write_distributed_recipe
 from tests.training.evaluation.watched_recipe import WATCHED, history, pairs_keys, sample, write_pairs, write_watched
 from tests.training.processes import ROOT, accelerate, run_bounded, torchrun
+from tests.training.recipes import NO_NEW_MODEL
 from training.evaluation.pairs import (
     EncodedPairs,
     Pairs,
@@ -262,6 +263,14 @@ def test_exits_are_scored_beside_the_whole_model(tmp_path, capsys):
     assert [each.layers for each in evaluation.models] == [1, None, None]
     for record, precision, dim in product(evaluation.models[:2], PRECISIONS, SUFFIXES):
         assert evaluation.select(model=record.label, precision=precision, dimension=dim)
+
+
+def test_exits_of_an_adapter_are_those_of_its_stage(tmp_path):
+    keys = {"max_steps": 1, "evaluation_sample": None}
+    assert main([str(write_watched(tmp_path, **keys))]) == 0
+    start = {"model": str(tmp_path / "run/model"), **NO_NEW_MODEL, "lora": True, "output_dir": str(tmp_path / "lora")}
+    assert main([str(write_watched(tmp_path, **keys, **start, exit_layers="auto"))]) == 0
+    assert {*json.loads((tmp_path / "lora/evaluation.json").read_text())["exits"]} == {"1", "2"}
 
 
 # Until the first evaluation that is not the best. A process that went by its own numbers would stop elsewhere: only
