@@ -20,7 +20,7 @@ if tuple(int(part) for part in transformers_version.split(".")[:2]) < (4, 55):
         "trust_remote_code, which gives the same embeddings, or pip install -U transformers"
     )
 
-__all__ = ["FAMILY", "F2LLMConfig", "keep_layers", "matryoshka_dims"]
+__all__ = ["FAMILY", "F2LLMConfig", "keep_layers", "matryoshka_dims", "usual_exits"]
 
 # The eight published shapes (arXiv 2603.19223, Table 1):
 # hidden size, MLP intermediate size, layers, attention heads; 8 KV heads of 128 in all of them.
@@ -66,6 +66,11 @@ def matryoshka_dims(hidden_size: int, min_dim: int = 8) -> list[int]:
         dims.append(dim)
         dim *= 2
     return sorted(dims, reverse=True)
+
+
+def usual_exits(layers: int) -> list[int]:
+    """Return the numbers of layers after which a model of so many ends: 1, 2, 4, 8, 16, 24, … and all (ML-Embed)."""
+    return sorted({*(each for each in (1, 2, 4, *range(8, layers, 8)) if each < layers), layers})
 
 
 def keep_layers(config: Qwen3Config, count: int) -> None:

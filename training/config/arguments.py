@@ -23,7 +23,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
+from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims, usual_exits
 from training.common.command import SECRET, SECRET_NAME
 from training.common.errors import UserError
 from training.config.checks import FOLLOWING_SCHEDULERS, SHAPE, check_keys_together, check_ranges
@@ -344,10 +344,16 @@ class StageArguments(LoraArguments, TrainingArguments):
         if not self.exit_layers:
             return None
         if self.exit_layers == ["auto"]:
-            return sorted({*(each for each in (1, 2, 4, *range(8, layers, 8)) if each < layers), layers})
+            return usual_exits(layers)
         if wrong := [each for each in self.exit_layers if not each.isdecimal() or not 1 <= int(each) <= layers]:
             raise UserError(f"key 'exit_layers': {wrong} do not fit a model of {layers} layers; give numbers, or auto")
         return sorted({*map(int, self.exit_layers), layers})
+
+    def check_ranks(self, config: F2LLMConfig) -> None:
+        """Refuse ranks that the token embeddings of a model cannot have."""
+        most, ranks = min(config.hidden_size, config.vocab_size), self.embedding_ranks
+        if ranks and max(ranks) > most:
+            raise UserError(f"key 'embedding_ranks': {ranks} do not fit the model; give ranks up to {most}")
 
     def check_family(self, config: F2LLMConfig) -> None:
         """Refuse a model whose shape is not that of ``model_family``."""

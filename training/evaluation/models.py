@@ -33,6 +33,7 @@ from training.models.devices import SharedEncoder
 from training.models.encoders import (
     TRUST_OPTION,
     exit_sizes,
+    has_factors,
     limit_length,
     load_encoder,
     pooling_of,
@@ -192,12 +193,15 @@ def _load(
         append_eos(model.tokenizer)
     if "padding_side" in options:
         model.tokenizer.padding_side = options["padding_side"]
+    if rank is not None and not has_factors(model):
+        raise UserError(f"--ranks: the token embeddings of {found.name} have no factors of rank {rank}; leave it out")
     if not options.get("include_prompt", True):
         model.set_pooling_include_prompt(include_prompt=False)
     limit_length(model, min(max_length, options.get("max_seq_length") or model.max_seq_length or max_length))
     if layers is None or not (exits := layers or trained_exits(model)):
         return model
-    return with_exits(model, sorted({*exits, model[0].config.num_hidden_layers}), "--layers")
+    depth = getattr(getattr(model[0], "config", None), "num_hidden_layers", 0)
+    return with_exits(model, sorted({*exits, depth}), "--layers")
 
 
 def _prompts(which: str, options: dict[str, Any], model: SentenceTransformer) -> Prompts:

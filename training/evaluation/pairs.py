@@ -40,7 +40,7 @@ from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
 from training.evaluation.encoding import quantized, unit_length
 from training.evaluation.figures import find_log
-from training.evaluation.records import PRECISIONS, ModelRecord, Score, load_evaluation
+from training.evaluation.records import PRECISIONS, ModelRecord, Score, layers_text, load_evaluation
 from training.evaluation.report import write_report
 from training.evaluation.summary import known_rows
 from training.models.encoders import exit_sizes, load_encoder, trained_exits, with_exits
@@ -336,9 +336,12 @@ def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[
     model = load_encoder(reference, "output_dir")
     width = model.get_embedding_dimension()
     dims = args.train_dims(width) or [width]
-    if exits := trained_exits(model):
+    # The configuration of an adapter is its base's.
+    depth = getattr(getattr(model[0], "config", None), "num_hidden_layers", 0)
+    exits = trained_exits(model) if args.prunes else args.train_exits(depth)
+    if exits:
         model = with_exits(model, exits, "exit_layers")
-    by_exit = encode_pairs(model, pairs).by_exit(len(exits) or 1)
+    by_exit = encode_pairs(model, pairs).by_exit(len(exits or [0]))
     encoded = by_exit[-1]
     baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
     result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
@@ -411,7 +414,8 @@ def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
     accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
     tables = [accuracies.reset_index()]
     if "exits" in result:
-        tables.append(pd.DataFrame(result["exits"]).add_suffix(" layers").rename_axis("dimensions").reset_index())
+        exits = {layers_text(int(layers)): accuracies for layers, accuracies in result["exits"].items()}
+        tables.append(pd.DataFrame(exits).rename_axis("dimensions").reset_index())
     if result["scripts"]:
         scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
         tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())

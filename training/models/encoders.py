@@ -129,11 +129,20 @@ def exit_sizes(model: SentenceTransformer) -> dict[int, int]:
     return next((module.sizes for module in model if isinstance(module, _Exits)), {})
 
 
+def _factors(model: SentenceTransformer) -> list[nn.Module]:
+    # The class of a model's own code is another than this package's.
+    return [each for each in model.modules() if type(each).__name__ == "LowRankEmbedding"]
+
+
+def has_factors(model: SentenceTransformer) -> bool:
+    """Return whether a model's token embeddings are factorised."""
+    return bool(_factors(model))
+
+
 def unused_parameters(model: SentenceTransformer) -> int:
     """Return the parameters of columns of factorised token embeddings beyond the rank in use."""
-    # The class of a model's own code is another than this package's.
-    found = [each for each in model.modules() if type(each).__name__ == "LowRankEmbedding"]
-    return sum((e.left.embedding_dim - e.rank) * (e.left.num_embeddings + e.right.out_features) for e in found)
+    columns = ((e.left.embedding_dim - e.rank, e.left.num_embeddings + e.right.out_features) for e in _factors(model))
+    return sum(unused * rows for unused, rows in columns)
 
 
 def trained_exits(model: SentenceTransformer) -> list[int]:

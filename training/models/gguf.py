@@ -20,7 +20,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from training.common.errors import UserError
 from training.common.outputs import check_output, locked, whole_file
-from training.models.model_folder import WeightFiles, check_tokenizer_file, user_error, wrong_weight
+from training.models.model_folder import EMBEDDINGS, WeightFiles, check_tokenizer_file, user_error, wrong_weight
 from training.models.model_ref import why_not_last_token
 
 GGUF_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -45,6 +45,8 @@ def export_gguf(folder: Path, output: Path, dtype: str = "f16") -> None:
     config, tokenizer = _read(folder)
     if (wrong := wrong_weight(weights.shapes, config)) is not None:
         raise UserError(f"{folder}: {wrong}; name the folder of a whole embedding model")
+    if EMBEDDINGS not in weights.shapes:
+        raise UserError(f"{folder}: its token embeddings are two factors; export the model that it was taken from")
     writer = gguf.GGUFWriter(None, "qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(output.stem)

@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims
+from modeling_f2llm.configuration_f2llm import F2LLMConfig, matryoshka_dims, usual_exits
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common.errors import UserError
 from training.common.outputs import check_output
@@ -331,10 +331,16 @@ def merge_adapter(adapter: AdapterFolder, output: Path) -> None:
         attach_adapter(model, adapter, trainable=False)
         merge_into_base(model)
         arguments = model_file(adapter.name, _ARGUMENTS, adapter.revision)
-        widths = trained_widths(read_json(arguments) if arguments else {}, model.config.hidden_size)
+        trained = read_json(arguments) if arguments else {}
+        widths = trained_widths(trained, model.config.hidden_size)
         if widths is not None:
             model.config.is_matryoshka = len(widths) > 1
             model.config.matryoshka_dimensions = widths if len(widths) > 1 else None
+        if "exit_layers" in trained:
+            model.config.exit_layers = _trained_exits(trained["exit_layers"], model.config.num_hidden_layers)
+        if model.config.embedding_ranks:
+            # An adapter is trained at the largest rank alone.
+            model.config.embedding_ranks = model.config.embedding_ranks[-1:]
         merged = build_sentence_transformer(model, load_tokenizer(described), prompts_of(described) or {})
         merged.save_pretrained(str(partial), create_model_card=False)
         # With them it can be packed as a state of the adapter's run.
@@ -348,6 +354,13 @@ def trained_widths(arguments: Mapping[str, Any], width: int) -> list[int] | None
         return [width] if "matryoshka" in arguments else None
     given = arguments["matryoshka_dimensions"]
     return matryoshka_dims(width, arguments["matryoshka_min_dim"]) if given is None else sorted({*given, width})[::-1]
+
+
+def _trained_exits(given: Sequence[str] | None, layers: int) -> list[int] | None:
+    """Return the numbers of layers of a stage's key ``exit_layers``, the last included."""
+    if not given:
+        return None
+    return usual_exits(layers) if given == ["auto"] else sorted({*map(int, given), layers})
 
 
 def merge_named(models: list[str], output: Path, **averaging: Any) -> str:

@@ -76,8 +76,10 @@ class StaticModel(PreTrainedModel):
 def is_static(model: ModelRef | str) -> bool:
     """Return whether a model's first module is a ``StaticEmbedding``."""
     ref = model if isinstance(model, ModelRef) else ModelRef(model, model)
-    modules = ref.read("modules.json") or [{}]
-    return str(modules[0].get("type")).endswith(".StaticEmbedding")
+    modules = ref.read("modules.json")
+    # Others refuse what is no list of modules.
+    first = modules[0] if isinstance(modules, list) and modules else None
+    return isinstance(first, dict) and str(first.get("type")).endswith(".StaticEmbedding")
 
 
 def load_static(model: ModelRef, key: str, tokenizer: PreTrainedTokenizerBase) -> StaticModel:

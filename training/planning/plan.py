@@ -192,6 +192,7 @@ def make_plan(
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
         args.train_exits(origin.config.num_hidden_layers)
+        args.check_ranks(origin.config)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             there = any(each.key == "teacher" and not each.missing for each in inputs)

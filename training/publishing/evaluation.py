@@ -83,7 +83,7 @@ def _public(
     evaluation: Evaluation, identity: str, state: ModelState, stages: Mapping[str, ModelState], name: str
 ) -> Evaluation:
     """The models with public names and their scores; without failures, whose reasons name paths."""
-    result, labels_of = Evaluation(), {}
+    result, labels_of, more = Evaluation(), {}, _more_than_factors(state.folder)
     for record in evaluation.models:
         public_name = name if record.identity == identity else _public_name(record, state, stages)
         if public_name is None:
@@ -92,6 +92,8 @@ def _public(
         known = {} if COMMIT.fullmatch(record.identity or "") else {"revision": None, "identity": None}
         # Speed says more about the machine, which is not named.
         public = replace(record, name=public_name, texts_per_second=None, **known)
+        if record.identity == identity and record.parameters and "rank" not in record.options:
+            public = replace(public, parameters=record.parameters + more)
         labels_of[record.label] = public.label
         result.add_model(public)
     keys = set()
@@ -104,6 +106,15 @@ def _public(
             if score.key in evaluation.examples:
                 result.examples[public.key] = evaluation.examples[score.key]
     return result
+
+
+def _more_than_factors(folder: Path) -> int:
+    """Return how many parameters token embeddings, which are packed, have more than factors, which are evaluated."""
+    config = read_settings(folder / "config.json")
+    if not (ranks := config.get("embedding_ranks")):
+        return 0
+    vocabulary, width = config["vocab_size"], config["hidden_size"]
+    return vocabulary * width - max(ranks) * (vocabulary + width)
 
 
 def _public_name(record: ModelRecord, state: ModelState, stages: Mapping[str, ModelState]) -> str | None:

@@ -260,8 +260,8 @@ def make_model(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> F2LL
         # What is cut is one matrix.
         model.factorize_embeddings(None)
     elif args.embedding_ranks and max(args.embedding_ranks) != rank and not args.prunes:
-        with user_error("key 'embedding_ranks'", f"give ranks up to {min(config.hidden_size, config.vocab_size)}"):
-            model.factorize_embeddings(args.embedding_ranks)
+        args.check_ranks(config)
+        model.factorize_embeddings(args.embedding_ranks)
     if adapter is not None and not has_adapter(model):
         add_adapter(model, adapter)
     return model

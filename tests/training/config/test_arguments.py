@@ -65,6 +65,12 @@ def test_trained_widths(keys, hidden_size, expected):
     assert stage(**keys).train_dims(hidden_size) == expected
 
 
+def test_ranks_that_do_not_fit_a_model(tiny_config, refuses):
+    stage(embedding_ranks=[8, tiny_config.hidden_size]).check_ranks(tiny_config)
+    with refuses("'embedding_ranks'", "[8, 33]", "up to 32"):
+        stage(embedding_ranks=[8, 33]).check_ranks(tiny_config)
+
+
 def test_trained_exits(refuses):
     assert stage().train_exits(4) is None
     auto = stage(exit_layers=["auto"])

@@ -23,6 +23,7 @@ from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.distributed_recipe import save_model, write_distributed_recipe
 from tests.training.evaluation.watched_recipe import WATCHED, history, pairs_keys, sample, write_pairs, write_watched
 from tests.training.processes import ROOT, accelerate, run_bounded, torchrun
+from tests.training.recipes import NO_NEW_MODEL
 from training.evaluation.pairs import (
     EncodedPairs,
     Pairs,
@@ -257,11 +258,19 @@ def test_exits_are_scored_beside_the_whole_model(tmp_path, capsys):
     shorter = SentenceTransformer(str(folder), config_kwargs={"num_hidden_layers": 1})
     pairs = load_pairs(tmp_path / "data/found.parquet")
     assert result["exits"] == {"1": accuracy(shorter, pairs), "2": result["accuracy"]}
-    assert "1 layers  2 layers" in capsys.readouterr().out
+    assert "1 layer  2 layers" in capsys.readouterr().out
     evaluation = load_evaluation(tmp_path / "run/report")
     assert [each.layers for each in evaluation.models] == [1, None, None]
     for record, precision, dim in product(evaluation.models[:2], PRECISIONS, SUFFIXES):
         assert evaluation.select(model=record.label, precision=precision, dimension=dim)
+
+
+def test_exits_of_an_adapter_are_those_of_its_stage(tmp_path):
+    keys = {"max_steps": 1, "evaluation_sample": None}
+    assert main([str(write_watched(tmp_path, **keys))]) == 0
+    start = {"model": str(tmp_path / "run/model"), **NO_NEW_MODEL, "lora": True, "output_dir": str(tmp_path / "lora")}
+    assert main([str(write_watched(tmp_path, **keys, **start, exit_layers="auto"))]) == 0
+    assert {*json.loads((tmp_path / "lora/evaluation.json").read_text())["exits"]} == {"1", "2"}
 
 
 # Until the first evaluation that is not the best. A process that went by its own numbers would stop elsewhere: only

@@ -173,6 +173,23 @@ def test_the_command_merges_an_adapter_into_its_base(whole, save_adapter, senten
         assert main([*words, "--output", str(tmp_path / "other")]) == 2 and part in capsys.readouterr().err
 
 
+def test_a_merged_adapter_names_the_exits_and_the_rank_that_it_was_trained_at(whole, save_adapter, tmp_path):
+    model = F2LLMModel.from_pretrained(whole)
+    model.factorize_embeddings([8, 16])
+    model.config.exit_layers = [1, 2]
+    model.save_pretrained(whole)
+    folder, found = save_adapter(), {}
+    for given in (["auto"], ["1"], None, "unknown"):
+        arguments = {} if given == "unknown" else {"exit_layers": given}
+        (folder / "training_arguments.json").write_text(json.dumps(arguments))
+        output = tmp_path / f"merged-{given}"
+        assert main([str(folder), "--output", str(output)]) == 0
+        config = F2LLMConfig.from_pretrained(output)
+        assert config.embedding_ranks == [16]
+        found[str(given)] = config.exit_layers
+    assert found == {"['auto']": [1, 2], "['1']": [1, 2], "None": None, "unknown": [1, 2]}
+
+
 def test_layers_that_are_not_there_and_a_missing_peft_are_named(tiny_model, save_adapter, monkeypatch, refuses):
     with refuses("lora_target_modules", "query_key_value", "q_proj", "down_proj"):
         add_adapter(tiny_model, lora(target_modules=["q_proj", "query_key_value"]))

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from modeling_f2llm import F2LLMConfig
+from modeling_f2llm import F2LLMConfig, F2LLMModel
 from tests.training.models.starts import edit_json, save_like_qwen3_embedding
 from training.export import main
 from training.models.gguf import export_gguf
+from training.models.smaller import export_smaller
 
 gguf = pytest.importorskip("gguf")
 
@@ -140,6 +141,16 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(folder, tmp_path, ref
     with refuses(folder, part):
         export_gguf(folder, tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_factors_without_their_product_are_refused(folder, tmp_path, refuses):
+    model = F2LLMModel.from_pretrained(folder)
+    model.factorize_embeddings([8])
+    model.save_pretrained(folder)
+    export_gguf(folder, tmp_path / "whole.gguf")
+    export_smaller(folder, tmp_path / "factors", rank=8)
+    with refuses(tmp_path / "factors", "two factors"):
+        export_gguf(tmp_path / "factors", tmp_path / "model.gguf")
 
 
 def test_another_end_of_texts_is_kept_and_a_module_after_pooling_refused(

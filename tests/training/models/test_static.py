@@ -138,6 +138,15 @@ def test_static_models_are_measured_and_mine(static):
     miner = find_miner(str(static), max_length=2)
     np.testing.assert_allclose(miner.embed_passages([text]), measured.store.encode([text], ""), atol=1e-6)
     miner.close()
+    for option, expected in (({"rank": 8}, "--ranks"), ({"layers": [1]}, "--layers")):
+        with pytest.raises(UserError, match=expected):
+            load_model(str(static), None, max_length=2, **option)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1], [], None])
+def test_a_damaged_list_of_modules_is_no_static_model(static, content):
+    (static / "modules.json").write_text(json.dumps(content))
+    assert not is_static(str(static))
 
 
 @pytest.mark.parametrize(

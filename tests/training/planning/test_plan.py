@@ -59,6 +59,8 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "run/stage1" / RECIPE).exists()
     assert "--measure belongs to --dry-run" in error_of([recipe, "--measure"], capsys)
+    for key in ("--exit_layers", "--embedding_ranks"):
+        assert f"key '{key[2:]}'" in error_of([recipe, "--dry-run", key, "64"], capsys)
 
 
 def test_a_plan_says_what_is_measured_and_that_the_stage_may_end_early(tmp_path):

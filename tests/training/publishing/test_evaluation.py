@@ -46,6 +46,19 @@ def _save(folder, *records):
     return folder
 
 
+def test_a_model_with_factors_counts_the_token_embeddings_that_are_packed(runs, output, tmp_path):
+    shutil.copytree(runs / "student", tmp_path / "student")
+    path = tmp_path / "student/model/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "embedding_ranks": [2, 4]}))
+    whole = ModelRecord("run", parameters=1_000, identity=model_revision(str(path.parent), "RUN"))
+    given = _save(tmp_path / "scores", whole, whole.of_exit(1, 600), replace(whole, options="rank 2"))
+    vocabulary, width = config["vocab_size"], config["hidden_size"]
+    more = vocabulary * width - 4 * (vocabulary + width)
+    found = _write(find_state(tmp_path / "student"), output, given)
+    assert [each.parameters for each in found.models] == [1_000 + more, 600 + more, 1_000]
+
+
 def test_the_report_of_the_recipe_is_told_under_the_release_and_its_stages(runs, output, caplog):
     found = _write(find_state(runs / "student"), output)
     assert [model.label for model in found.models] == ["stage2", "TF-IDF", "f2llm-v2-tiny"]
