@@ -67,7 +67,7 @@ def test_layers_that_are_no_exit_are_warned_of_and_faults_refused(folder, tmp_pa
         ("--layers", "3"): "has 2 layers; it was trained to end after 2",
         ("--rank", "8"): "have no factors of this rank; train with 'embedding_ranks' first",
         ("--layers", "1", "--dtype", "f16"): "--dtype has no effect without --backend",
-        ("--layers", "1", "--backend", "gguf"): "leave --backend out first",
+        ("--layers", "1", "--backend", "gguf"): "--layers has no effect with --backend gguf",
         (): "nothing to export",
     }.items():
         assert main([str(folder), *more, *words]) == 2 and part in capsys.readouterr().err

@@ -213,7 +213,7 @@ def results(folder):
 
 def test_quickstart_runs_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--cap", "2000", "--max_steps", "2", "--report_to", "none"]) == 0
+    assert main(["--cap", "300", "--max_steps", "2", "--report_to", "none"]) == 0
     printed = capsys.readouterr().out
     assert "TF-IDF" in printed and "from sentence_transformers import SentenceTransformer" in printed
     folder = tmp_path / "runs/quickstart"
