@@ -117,6 +117,7 @@ def test_processes_train_as_one(request, single, run, stage):
     assert_same_training(request.getfixturevalue(run) / stage, single / stage)
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one(tmp_path, single, models):
     recipe = write_distributed_recipe(tmp_path, models, FOUR)
     train([sys.executable, str(WORKER), f"forks:4:{free_port()}", str(recipe)])
