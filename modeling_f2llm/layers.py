@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 from transformers import AttentionInterface
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, apply_rotary_pos_emb
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, rotate_half
 
 __all__ = ["CompiledHalves", "F2LLMDecoderLayer", "F2LLMRMSNorm", "LowRankEmbedding", "adopt_layers"]
 
@@ -80,6 +80,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         sequence_lengths: list[int] | None = None,
+        last_tokens: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """``(1, T, hidden_size)`` packed, or ``(batch, width, hidden_size)`` → the same shape.
@@ -88,17 +89,26 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
             hidden_states: What the layer before put out.
             position_embeddings: Cosines and sines of the rotary embedding, ``(…, T, head_dim)`` each.
             sequence_lengths: Lengths of the texts of a packed batch. Without them the layer is stock.
+            last_tokens: ``(n,)`` places of the texts' last tokens. The model's last layer returns the states of these
+                alone, ``(1, n, hidden_size)``, and computes keys and values of all other tokens only.
             **kwargs: Further arguments of Qwen3DecoderLayer and of the attention function.
 
         Raises:
             RuntimeError: If the layer is to be compiled and the machine cannot.
         """
-        if not self.compiled or sequence_lengths is None:
-            packed = {} if sequence_lengths is None else {"sequence_lengths": sequence_lengths}
-            return super().forward(hidden_states, position_embeddings=position_embeddings, **packed, **kwargs)
+        if sequence_lengths is None:
+            return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         kwargs.pop("past_key_values", None)
         attention = self.self_attn
-        states = self.halves.before(self, hidden_states, *position_embeddings)
+        before, after = (self.halves.before, self.halves.after) if self.compiled else (_before_attention, _after_attention)
+        if last_tokens is None or attention.layer_idx < attention.config.num_hidden_layers - 1:
+            states = before(self, hidden_states, *position_embeddings)
+        else:
+            before = self.halves.before_last if self.compiled else _before_attention
+            states = before(self, hidden_states, *position_embeddings, last_tokens)
+            hidden_states = hidden_states[:, last_tokens]
+            ends = torch.arange(len(last_tokens) + 1, dtype=torch.int32, device=last_tokens.device)
+            kwargs |= {"cu_seq_lens_q": ends, "max_length_q": 1}
         attend = AttentionInterface()[attention.config._attn_implementation]
         attended, _ = attend(
             attention,
@@ -111,7 +121,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
         )
         # Not a view any more: a graph is kept for each shape that what it views may have.
         attended = torch.ops.aten._unsafe_view(attended, attended.shape)
-        return self.halves.after(self, hidden_states, attended)
+        return after(self, hidden_states, attended)
 
 
 def adopt_layers(model: nn.Module, compile: bool) -> None:
@@ -131,22 +141,34 @@ def adopt_layers(model: nn.Module, compile: bool) -> None:
 
 
 def _before_attention(
-    layer: nn.Module, hidden_states: Tensor, cos: Tensor, sin: Tensor
+    layer: nn.Module, hidden_states: Tensor, cos: Tensor, sin: Tensor, last_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, ``(1, heads, T, head_dim)`` each, in one dtype."""
+    """Query, key and value, ``(1, heads, T, head_dim)`` each, in one dtype; queries of ``(n,)`` tokens, if given."""
     # True while torch compiles this function, and so in all that it compiled.
-    if not torch.compiler.is_compiling():
+    if layer.compiled and not torch.compiler.is_compiling():
         layer.halves.warn_uncompiled()
     attention = layer.self_attn
     hidden_states = layer.input_layernorm(hidden_states)
+    asking = hidden_states if last_tokens is None else hidden_states[:, last_tokens]
     query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, attention.head_dim))
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        project(states).unflatten(-1, (-1, attention.head_dim))
+        for project, states in (
+            (attention.q_proj, asking),
+            (attention.k_proj, hidden_states),
+            (attention.v_proj, hidden_states),
+        )
     )
     query, key, value = (states.transpose(1, 2) for states in (attention.q_norm(query), attention.k_norm(key), value))
-    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    key = _rotated(key, cos, sin)
+    if last_tokens is not None:
+        cos, sin = cos[:, last_tokens], sin[:, last_tokens]
     # Under autocast the rotary embedding leaves fp32.
-    return query.to(value.dtype), key.to(value.dtype), value
+    return _rotated(query, cos, sin).to(value.dtype), key.to(value.dtype), value
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``(1, heads, T, head_dim)`` with their positions, given ``(1, T, head_dim)`` cosines and sines."""
+    return states * cos[:, None] + rotate_half(states) * sin[:, None]
 
 
 def _after_attention(layer: nn.Module, hidden_states: Tensor, attended: Tensor) -> Tensor:
@@ -166,6 +188,11 @@ class CompiledHalves:
     @cached_property
     def before(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """:func:`_before_attention`, compiled."""
+        return _compiled(_before_attention)
+
+    @cached_property
+    def before_last(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """:func:`_before_attention` with queries of some tokens, compiled apart."""
         return _compiled(_before_attention)
 
     @cached_property

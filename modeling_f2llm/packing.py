@@ -141,32 +141,35 @@ def _equal_length_runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return [(sum(1 for _ in run), length) for length, run in groupby(lengths)]
 
 
-def _sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """``(length, length)`` boolean mask: a token sees itself and the ``window - 1`` tokens before it."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+def _sliding_mask(queries: int, length: int, window: int, device: torch.device) -> Tensor:
+    """``(queries, length)`` boolean mask of the last tokens: each sees itself and the ``window - 1`` before it."""
+    mask = torch.ones(queries, length, dtype=torch.bool, device=device)
+    return mask.tril(length - queries).triu(length - queries + 1 - window)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype."""
-    runs = _equal_length_runs(options["sequence_lengths"])
+    """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype.
+
+    Queries are those of all tokens, or of the last token of each sequence.
+    """
+    runs = [run for run in _equal_length_runs(options["sequence_lengths"]) if run[1]]
+    last_only = len(query) < len(key)
     # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
-    pieces = zip(
-        *(states.split([count * length for count, length in runs]) for states in (query, key, value)), strict=True
-    )
+    tokens = [count * length for count, length in runs]
+    queries = query.split([count for count, _ in runs] if last_only else tokens)
+    pieces = zip(queries, key.split(tokens), value.split(tokens), strict=True)
     window, outputs = options["sliding_window"], []
     for (count, length), states in zip(runs, pieces, strict=True):
-        if not length:
-            continue
-        q, k, v = (piece.unflatten(0, (count, length)).transpose(1, 2) for piece in states)
+        q, k, v = (piece.unflatten(0, (count, -1)).transpose(1, 2) for piece in states)
         bounded = window is not None and window < length
-        mask = _sliding_mask(length, window, query.device) if bounded else None
+        mask = _sliding_mask(q.shape[2], length, window, query.device) if bounded else None
         output = scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=options["dropout"],
-            is_causal=mask is None and length > 1,
+            is_causal=mask is None and q.shape[2] > 1,
             scale=options["scaling"],
             enable_gqa=True,
         )
