@@ -32,6 +32,7 @@ __all__ = [
     "PaddedLayout",
     "boundary_kwargs",
     "check_available",
+    "integers_on",
     "packed_position_ids",
     "sequence_lengths_of",
 ]
@@ -100,10 +101,18 @@ class PaddedLayout:
         return flat.unflatten(0, self.shape)
 
 
+def integers_on(device: torch.device | None, numbers: Sequence[int]) -> Tensor:
+    """``(n,)`` integers on a device; nobody waits for what a GPU is still computing, as an ordinary copy would."""
+    if torch.device(device or "cpu").type == "cuda":
+        return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(numbers, device=device)
+
+
 def packed_position_ids(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
     """``(1, T)`` positions that start again at zero with every sequence."""
-    counts = torch.tensor(lengths, device=device)
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    counts = integers_on(device, lengths)
+    # With the size of the output nobody waits for the device to count.
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=sum(lengths))
     return (torch.arange(len(starts), device=device) - starts)[None]
 
 
@@ -125,7 +134,7 @@ def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, A
     lengths = list(lengths)
     # Kernels that share keys between heads take no empty text beside texts of one token, and none takes no text at all.
     present = [length for length in lengths if length] or [0]
-    ends = torch.tensor([0, *present], device=device).cumsum(0).to(torch.int32)
+    ends = integers_on(device, [0, *present]).cumsum(0).to(torch.int32)
     longest = max(lengths, default=0)
     return {
         "sequence_lengths": lengths,

@@ -73,6 +73,9 @@ class Machine(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is Tensor.to and self.device in args:
+            return self.to(args[0])
+        kwargs.pop("pin_memory", None)
         if torch.device(kwargs.get("device") or "cpu") != self.device:
             Elsewhere.tells = func is torch.nn.functional.linear
             try:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from modeling_f2llm.packing import integers_on
 from training.data.prepared import PreparedSource
 
 
@@ -98,7 +99,7 @@ def embed_chunk(
     With exit layers, ``(n, exits * d)``: those of models of so many layers side by side, by one forward pass. A static
     model, of which a text has no hidden states, returns the embeddings itself.
     """
-    ends = torch.tensor(lengths, device=input_ids.device).cumsum(0) - 1
+    ends = integers_on(input_ids.device, lengths).cumsum(0) - 1
     if exit_layers is None:
         output = model(input_ids=input_ids, sequence_lengths=lengths)
         return output if isinstance(output, Tensor) else output.last_hidden_state[0, ends]
