@@ -217,7 +217,8 @@ class CompiledHalves:
 def _compiled(half: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled half of a layer, with an error that says what is missing."""
     # torch caches compiled code per code object and limits its number: a copy per model keeps their limits apart.
-    compiled = torch.compile(FunctionType(half.__code__.replace(), half.__globals__, half.__name__), dynamic=True)
+    copied = FunctionType(half.__code__.replace(), half.__globals__, half.__name__, half.__defaults__)
+    compiled = torch.compile(copied, dynamic=True)
     from torch._dynamo.exc import BackendCompilerFailed
 
     def run(*arguments: Any) -> Any:

@@ -24,6 +24,7 @@ from .packing import (
     PaddedLayout,
     boundary_kwargs,
     check_available,
+    integers_on,
     packed_position_ids,
     sequence_lengths_of,
 )
@@ -189,15 +190,18 @@ class F2LLMModel(Qwen3Model):
             **kwargs: ``sequence_lengths`` (``n`` lengths) or ``cu_seq_lens_q`` (``(n + 1,)`` boundaries) marks a packed
                 batch. ``output_hidden_states`` and ``return_dict`` work as in Qwen3Model. With ``exit_layers``, numbers
                 of layers, ``hidden_states`` are what models of only so many layers put out: the states after each,
-                through the final norm.
+                through the final norm. ``last_token_only=True`` asks for the last token of each text of a packed
+                batch: what EOS pooling needs, without most of the last layer's work.
 
         Returns:
             ``last_hidden_state`` of shape ``(batch, width, hidden_size)``, zeros at padding unless the call is
-            Qwen3Model's, or ``(1, T, hidden_size)`` for a packed batch; hidden states, if asked for, in the same shape.
+            Qwen3Model's, or ``(1, T, hidden_size)`` for a packed batch, of last tokens ``(1, n, hidden_size)``; hidden
+            states, if asked for, in the same shape.
 
         Raises:
             ValueError: If not exactly one of ``input_ids`` and ``inputs_embeds`` is given, the boundaries of a packed
-                batch do not fit it, or a packed batch is traced.
+                batch do not fit it, a packed batch is traced, or last tokens are asked for of a padded batch or of a
+                text without tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -217,6 +221,8 @@ class F2LLMModel(Qwen3Model):
             if position_ids is None:
                 position_ids = packed_position_ids(lengths, inputs.device)
             return self._forward_packed(input_ids, inputs_embeds, position_ids, lengths, kwargs)
+        if kwargs.pop("last_token_only", False):
+            raise ValueError("last_token_only takes a packed batch: give sequence_lengths")
         wants_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         layout = None
         if not (cached or ready_made or wants_attentions or _records_graph()):
@@ -287,10 +293,14 @@ class F2LLMModel(Qwen3Model):
         reads_boundaries = implementation in PACKED_ATTENTION.values() or implementation.startswith("flash_attention")
         mask = dict.fromkeys(self.config.layer_types) if reads_boundaries else None
         boundaries = boundary_kwargs(lengths, device) if reads_boundaries else {}
+        others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
+        if others.pop("last_token_only", False):
+            if not min(lengths, default=1):
+                raise ValueError("last_token_only: a text without tokens has no last token")
+            others["last_tokens"] = integers_on(device, lengths).cumsum(0) - 1
         if not reads_boundaries:
             # Rotary embeddings are relative: a text may start at any position, but all must start at one.
             position_ids = position_ids - _first_positions(position_ids, lengths)
-        others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
         return self._run_layers(
             input_ids=input_ids,
             attention_mask=mask,
@@ -302,24 +312,30 @@ class F2LLMModel(Qwen3Model):
         )
 
     def _run_layers(
-        self, exit_layers: Sequence[int] | None = None, **inputs: Any
+        self, exit_layers: Sequence[int] | None = None, last_tokens: Tensor | None = None, **inputs: Any
     ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
-        """Runs Qwen3Model; see :meth:`forward` for ``exit_layers``."""
-        if exit_layers is None:
+        """Runs Qwen3Model; see :meth:`forward` for ``exit_layers``. Of ``(n,)`` last tokens states are of these only."""
+        if exit_layers is None and last_tokens is None:
             return super().forward(**inputs)
         found: dict[int, Tensor] = {}
         # transformers' own hooks are gone where FSDP has changed the model's class.
         hooks = [
             self.layers[number - 1].register_forward_hook(lambda _, __, states, n=number: found.update({n: states}))
-            for number in exit_layers
+            for number in exit_layers or ()
         ]
+        # Only the packed implementations know of queries that are fewer than keys.
+        trims = last_tokens is not None and self.config._attn_implementation in PACKED_ATTENTION.values()
         try:
-            outputs = super().forward(**{**inputs, "return_dict": True})
+            inputs |= {"return_dict": True, **({"last_tokens": last_tokens} if trims else {})}
+            outputs = super().forward(**inputs)
         finally:
             for hook in hooks:
                 hook.remove()
+        every = slice(None) if last_tokens is None else last_tokens
         last, depth = outputs.last_hidden_state, len(self.layers)
-        outputs.hidden_states = tuple(last if n == depth else self.norm(found[n]) for n in exit_layers)
+        outputs.last_hidden_state = last = last if trims else last[:, every]
+        if exit_layers is not None:
+            outputs.hidden_states = tuple(last if n == depth else self.norm(found[n][:, every]) for n in exit_layers)
         return outputs
 
 

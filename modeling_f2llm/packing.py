@@ -203,6 +203,14 @@ def _flash_obstacle(query: Tensor) -> str | None:
     return None
 
 
+def _boundaries(options: dict[str, Any]) -> tuple[Tensor, Tensor, int, int]:
+    """Where texts end among queries and among keys, and the longest of both, as flash attention takes them."""
+    # Where no text has two queries, the kernel swaps heads for queries, and its backward pass gets the sums of the
+    # softmax in another order than it expects (``seqlenq_ngroups_swapped`` in ``mha_varlen_fwd``).
+    longest = (max(options[name], 2) for name in ("max_length_q", "max_length_k"))
+    return options["cu_seq_lens_q"], options["cu_seq_lens_k"], *longest
+
+
 @cache
 def _parameters(function: Callable[..., Tensor]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
@@ -230,7 +238,7 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
 
     if obstacle := _torch_varlen_obstacle(query, options):
         raise ValueError(f"torch's variable-length attention {obstacle}; or choose another attn_implementation")
-    ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
+    window = options["sliding_window"]
     # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero, 2.12 grouped queries.
     parameters, arguments = _parameters(varlen_attn), {}
     if "window_size" in parameters:
@@ -242,7 +250,7 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
     else:
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    return varlen_attn(query, key, value, ends, ends, longest, longest, **arguments)
+    return varlen_attn(query, key, value, *_boundaries(options), **arguments)
 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -253,15 +261,12 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, options: dict[str, An
     except ImportError as error:
         raise ImportError("flash-attn cannot be imported; install it, or choose another attn_implementation") from error
 
-    ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
+    window = options["sliding_window"]
     return flash_attn_varlen_func(
         query,
         key,
         value,
-        ends,
-        ends,
-        longest,
-        longest,
+        *_boundaries(options),
         dropout_p=options["dropout"],
         softmax_scale=options["scaling"],
         causal=True,

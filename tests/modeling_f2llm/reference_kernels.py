@@ -41,7 +41,7 @@ def flash_attn_varlen_func(
 
 
 def varlen_attn_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-    assert return_aux is None and query.shape == key.shape
+    assert return_aux is None and query.shape[1:] == key.shape[1:]
     scale = query.shape[-1] ** -0.5
     return _attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, is_causal, (-1, -1))
 
@@ -49,7 +49,7 @@ def varlen_attn_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_cau
 def varlen_attn_2_11(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
 ):
-    assert return_aux is None and query.shape == key.shape
+    assert return_aux is None and query.shape[1:] == key.shape[1:]
     scale, causal = scale or query.shape[-1] ** -0.5, window_size == (-1, 0)
     return _attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, causal, window_size)
 
@@ -72,34 +72,37 @@ def varlen_attn_2_12(
     num_splits=None,
 ):
     assert (return_aux, seqused_k, block_table, num_splits) == (None,) * 4
-    assert enable_gqa or query.shape == key.shape
+    assert enable_gqa or query.shape[1:] == key.shape[1:]
     scale, causal = scale or query.shape[-1] ** -0.5, window_size == (-1, 0)
     return _attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, causal, window_size)
 
 
 def _attention(query, key, value, ends_q, ends_k, max_q, max_k, scale, causal, window, dropout_p=0.0):
-    tokens, heads, _ = query.shape
+    heads, lengths = query.shape[1], []
     _check_states(query, key, value)
-    for ends, longest in ((ends_q, max_q), (ends_k, max_k)):
+    for states, ends, longest in ((query, ends_q, max_q), (key, ends_k, max_k)):
         assert ends.device == query.device and ends.dtype == torch.int32 and ends.is_contiguous() and ends.ndim == 1
-        lengths = [after - before for before, after in zip(ends.tolist(), ends.tolist()[1:], strict=False)]
-        assert lengths and min(lengths) >= 0 and (ends.tolist()[0], ends.tolist()[-1]) == (0, tokens)
-        assert type(longest) is int and longest >= max(lengths)
+        lengths.append([after - before for before, after in zip(ends.tolist(), ends.tolist()[1:], strict=False)])
+        assert lengths[-1] and min(lengths[-1]) >= 0 and (ends.tolist()[0], ends.tolist()[-1]) == (0, len(states))
+        assert type(longest) is int and longest >= max(lengths[-1])
     assert isinstance(window, tuple) and all(type(side) is int for side in window)
     assert type(scale) is float and type(dropout_p) is float and type(causal) is bool
     left, right = window[0], 0 if causal and max_q > 1 else window[1]
-    if max_q == 1 and heads > key.shape[1] and left < 0 and right < 0 and not dropout_p:
-        # The kernel folds the query heads of a group into the texts, which must then have a token each.
-        assert tokens == len(lengths), "shape is invalid for input of size"
+    # The kernel would fold the query heads of a group into the texts, which must then have a token each, and return
+    # the logarithms of the softmax's sums in another order than its backward pass reads.
+    assert not (max_q == 1 and heads > key.shape[1] and left < 0 and right < 0 and not dropout_p), "swapped"
     numbers = [each.here if isinstance(each, Elsewhere) else each for each in (query, key, value)]
-    texts = zip(*(each.float().split(lengths) for each in numbers), strict=True)
+    texts = zip(
+        *(each.float().split(of) for each, of in zip(numbers, (lengths[0], lengths[1], lengths[1]), strict=True)),
+        strict=True,
+    )
     output = torch.cat([_one_text(*text, scale, left, right, dropout_p) for text in texts]).to(query.dtype)
     return Elsewhere(output, query.device) if isinstance(query, Elsewhere) else output
 
 
 def _check_states(query: Tensor, key: Tensor, value: Tensor) -> None:
-    (tokens, heads, size), shared = query.shape, key.shape[1]
-    assert key.shape == value.shape == (tokens, shared, size) and heads % shared == 0
+    (_, heads, size), shared = query.shape, key.shape[1]
+    assert key.shape == value.shape == (len(key), shared, size) and heads % shared == 0
     assert query.dtype in (torch.float16, torch.bfloat16) and query.dtype == key.dtype == value.dtype
     assert query.device == key.device == value.device
     assert size <= 256 and size % 8 == 0
@@ -107,10 +110,10 @@ def _check_states(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, left: int, right: int, p: float) -> Tensor:
-    """``(length, heads, head_dim)`` → the same; a negative side of the window is unbounded."""
+    """``(queries, heads, head_dim)``, the last of so many keys → the same; a negative side of the window is unbounded."""
     key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
-    at = torch.arange(len(query))
-    ahead = at[None] - at[:, None]
+    at = torch.arange(len(key))
+    ahead = at[None] - at[len(key) - len(query) :, None]
     hidden = ((ahead > right) & (right >= 0)) | ((-ahead > left) & (left >= 0))
     scores = torch.einsum("qhd,khd->hqk", query, key) * scale
     weights = dropout(scores.masked_fill(hidden, -torch.inf).softmax(dim=-1), p)

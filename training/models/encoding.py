@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from modeling_f2llm.packing import integers_on
 from training.data.prepared import PreparedSource
 
 
@@ -99,12 +98,11 @@ def embed_chunk(
     With exit layers, ``(n, exits * d)``: those of models of so many layers side by side, by one forward pass. A static
     model, of which a text has no hidden states, returns the embeddings itself.
     """
-    ends = integers_on(input_ids.device, lengths).cumsum(0) - 1
-    if exit_layers is None:
-        output = model(input_ids=input_ids, sequence_lengths=lengths)
-        return output if isinstance(output, Tensor) else output.last_hidden_state[0, ends]
-    states = model(input_ids=input_ids, sequence_lengths=lengths, exit_layers=exit_layers).hidden_states
-    return torch.cat([each[0, ends] for each in states], dim=1)
+    options = {} if exit_layers is None else {"exit_layers": exit_layers}
+    output = model(input_ids=input_ids, sequence_lengths=lengths, last_token_only=True, **options)
+    if exit_layers is not None:
+        return torch.cat([each[0] for each in output.hidden_states], dim=1)
+    return output if isinstance(output, Tensor) else output.last_hidden_state[0]
 
 
 def embed_batch(model: nn.Module, batch: dict[str, Any], width: int | None = None) -> Tensor:

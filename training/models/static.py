@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from typing import Any
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,8 +68,11 @@ class StaticModel(PreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, input_ids: Tensor, sequence_lengths: list[int]) -> Tensor:
-        """``(1, T)`` ids of ``n`` texts, each with its end token → ``(n, d)`` unnormalised embeddings."""
+    def forward(self, input_ids: Tensor, sequence_lengths: list[int], **kwargs: Any) -> Tensor:
+        """``(1, T)`` ids of ``n`` texts, each with its end token → ``(n, d)`` unnormalised embeddings.
+
+        Further arguments of F2LLMModel have no meaning here.
+        """
         lengths = torch.tensor(sequence_lengths, device=input_ids.device)
         return self.embedding(input_ids[0], lengths.cumsum(0) - lengths)
 
