@@ -156,6 +156,50 @@ def _sliding_mask(queries: int, length: int, window: int, device: torch.device) 
     return mask.tril(length - queries).triu(length - queries + 1 - window)
 
 
+class _ShortAttention(torch.autograd.Function):
+    """Causal attention over ``(n, heads, L, head_dim)`` texts of one length as matrix products, in bf16 on a CPU.
+
+    Exact as torch's kernel, and for short texts faster, most of all its backward pass: scores and their gradients are
+    fp32, only their products with other states bf16 (Dao, "FlashAttention-2", 2023, section 3.1). It keeps the
+    probabilities, ``heads * L ** 2`` for each text.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        length = key.shape[2]
+        # Query heads that share keys lie one below the other.
+        q, k, v = (states.reshape(key.shape[0] * key.shape[1], -1, key.shape[3]) for states in (query, key, value))
+        scores = torch.bmm(q.float() * scale, k.float().mT)
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        probabilities = scores.view(-1, length, length).masked_fill_(later, -torch.inf).softmax(-1).to(v.dtype)
+        probabilities = probabilities.view_as(scores)
+        output = torch.bmm(probabilities, v)
+        ctx.save_for_backward(q, k, v, probabilities, output)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
+        return output.view(query.shape)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, probabilities, output = ctx.saved_tensors
+        gradient = gradient.reshape(output.shape)
+        mean = (gradient.float() * output).sum(-1, keepdim=True)
+        of_scores = torch.bmm(gradient.float(), v.float().mT).sub_(mean).mul_(probabilities).mul_(ctx.scale).to(q.dtype)
+        shape_of_queries, shape_of_keys = ctx.shapes
+        return (
+            torch.bmm(of_scores, k).view(shape_of_queries),
+            torch.bmm(of_scores.mT, q).view(shape_of_keys),
+            torch.bmm(probabilities.mT, gradient).view(shape_of_keys),
+            None,
+        )
+
+
+# Where it was measured (tests/benchmarks/README.md): on processors that multiply bf16, but have no AMX.
+_CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+_MOST_SHORT_TOKENS = 256 if _CPU.get("avx512_bf16") and not _CPU.get("amx_tile") else 0
+
+
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype.
 
@@ -171,6 +215,10 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
     for (count, length), states in zip(runs, pieces, strict=True):
         q, k, v = (piece.unflatten(0, (count, -1)).transpose(1, 2) for piece in states)
         bounded = window is not None and window < length
+        short = 1 < q.shape[2] <= _MOST_SHORT_TOKENS and q.device.type == "cpu" and q.dtype == torch.bfloat16
+        if short and not bounded and not options["dropout"]:
+            outputs.append(_ShortAttention.apply(q, k, v, options["scaling"]).transpose(1, 2).flatten(0, 1))
+            continue
         mask = _sliding_mask(q.shape[2], length, window, query.device) if bounded else None
         output = scaled_dot_product_attention(
             q,
