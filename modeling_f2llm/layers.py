@@ -20,21 +20,60 @@ from torch.nn.functional import linear, rms_norm
 from transformers import AttentionInterface
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, rotate_half
 
-__all__ = ["CompiledHalves", "F2LLMDecoderLayer", "F2LLMRMSNorm", "LowRankEmbedding", "adopt_layers"]
+__all__ = [
+    "CompiledHalves",
+    "F2LLMDecoderLayer",
+    "F2LLMRMSNorm",
+    "LowRankEmbedding",
+    "adopt_layers",
+    "records_graph",
+]
 
 logger = logging.getLogger(__name__)
 
 
+def records_graph() -> bool:
+    """Whether the graph is being traced or compiled: then nothing may depend on the lengths of these texts."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 class F2LLMRMSNorm(Qwen3RMSNorm):
-    """Qwen3's norm through ``torch.nn.functional.rms_norm`` where that is faster and as exact."""
+    """Qwen3's norm, computed in fp32, by ways that are faster and as exact."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, size)`` → ``(…, size)``, each vector scaled to a root mean square of one and then by the weight."""
         dtype = hidden_states.dtype
-        # Below fp32, torch has a kernel for CUDA only, and none for the mixed dtypes of autocast.
-        if dtype == self.weight.dtype and (dtype == torch.float32 or hidden_states.is_cuda):
+        # torch has a kernel for CUDA only, and none for the mixed dtypes of autocast.
+        if dtype == self.weight.dtype and hidden_states.is_cuda:
             return rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
-        return super().forward(hidden_states)
+        if records_graph():
+            return super().forward(hidden_states)
+        normed = _RMSNorm.apply(hidden_states.float(), self.weight.float(), self.variance_epsilon)
+        return normed.to(torch.promote_types(dtype, self.weight.dtype))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """``x / sqrt(mean(x ** 2) + eps) * weight`` over the last dimension, in as few passes over memory as torch allows.
+
+    With ``y = x / rms`` and ``g`` the gradient times the weight, that of ``x`` is ``(g - y * mean(g * y)) / rms``
+    (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, appendix).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scaled = x * inverse
+        ctx.save_for_backward(scaled, weight, inverse)
+        return scaled * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        scaled, weight, inverse = ctx.saved_tensors
+        product = gradient * scaled
+        of_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        with torch.autocast(gradient.device.type, enabled=False):
+            mean = (product @ weight).div_(len(weight))[..., None]
+        return (gradient * weight).addcmul_(scaled, mean, value=-1).mul_(inverse), of_weight, None
 
 
 class LowRankEmbedding(nn.Module):
@@ -168,7 +207,25 @@ def _before_attention(
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``(1, heads, T, head_dim)`` with their positions, given ``(1, T, head_dim)`` cosines and sines."""
-    return states * cos[:, None] + rotate_half(states) * sin[:, None]
+    cos, sin = cos[:, None], sin[:, None]
+    return states * cos + rotate_half(states) * sin if records_graph() else _Rotation.apply(states, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """The rotary embedding in two passes over memory instead of five; its gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half, rotated = states.shape[-1] // 2, states * cos
+        rotated[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
+        rotated[..., half:].addcmul_(states[..., :half], sin[..., half:])
+        return rotated
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotation.apply(gradient, cos, -sin), None, None
 
 
 def _after_attention(layer: nn.Module, hidden_states: Tensor, attended: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_f2llm import F2LLMConfig, keep_layers
-from .layers import LowRankEmbedding, adopt_layers
+from .layers import LowRankEmbedding, adopt_layers, records_graph
 from .packing import (
     BOUNDARY_NAMES,
     PACKED_ATTENTION,
@@ -225,7 +225,7 @@ class F2LLMModel(Qwen3Model):
             raise ValueError("last_token_only takes a packed batch: give sequence_lengths")
         wants_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         layout = None
-        if not (cached or ready_made or wants_attentions or _records_graph()):
+        if not (cached or ready_made or wants_attentions or records_graph()):
             layout = _padded_layout(inputs, attention_mask, position_ids)
         if layout is not None and layout.index is None and position_ids is None and self._as_fast_in_rows(inputs):
             layout, attention_mask = None, None
@@ -337,11 +337,6 @@ class F2LLMModel(Qwen3Model):
         if exit_layers is not None:
             outputs.hidden_states = tuple(last if n == depth else self.norm(found[n][:, every]) for n in exit_layers)
         return outputs
-
-
-def _records_graph() -> bool:
-    """Whether the graph is being traced or compiled: then nothing may depend on the lengths of these texts."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _first_positions(position_ids: Tensor, lengths: list[int]) -> Tensor:
