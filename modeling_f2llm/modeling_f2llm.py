@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils._pytree import tree_map_only
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -21,10 +23,13 @@ from .layers import LowRankEmbedding, adopt_layers
 from .packing import (
     BOUNDARY_NAMES,
     PACKED_ATTENTION,
+    FewShapes,
     PaddedLayout,
     boundary_kwargs,
     check_available,
+    compiles_each_shape,
     packed_position_ids,
+    rounded_up,
     sequence_lengths_of,
 )
 
@@ -291,15 +296,18 @@ class F2LLMModel(Qwen3Model):
             # Rotary embeddings are relative: a text may start at any position, but all must start at one.
             position_ids = position_ids - _first_positions(position_ids, lengths)
         others = {name: value for name, value in kwargs.items() if name not in BOUNDARY_NAMES}
-        return self._run_layers(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **boundaries,
-            **others,
+        tokens, inputs = position_ids.shape[1], {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if compiles_each_shape(device) and implementation in PACKED_ATTENTION.values():
+            # Tokens of no text follow, for their number to be one of few.
+            more = rounded_up(tokens, 4) - tokens
+            inputs["input_ids"] = None if input_ids is None else pad(input_ids, (0, more))
+            inputs["inputs_embeds"] = None if inputs_embeds is None else pad(inputs_embeds, (0, 0, 0, more))
+            position_ids = pad(position_ids, (0, more))
+            boundaries["few_shapes"] = FewShapes.of(lengths, tokens + more, device)
+        outputs = self._run_layers(
+            attention_mask=mask, position_ids=position_ids, use_cache=False, **inputs, **boundaries, **others
         )
+        return tree_map_only(Tensor, lambda states: states[:, :tokens], outputs)
 
     def _run_layers(
         self, exit_layers: Sequence[int] | None = None, **inputs: Any

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -29,11 +29,14 @@ from transformers.utils import is_flash_attn_2_available
 __all__ = [
     "BOUNDARY_NAMES",
     "PACKED_ATTENTION",
+    "FewShapes",
     "PaddedLayout",
     "boundary_kwargs",
     "check_available",
+    "compiles_each_shape",
     "integers_on",
     "packed_position_ids",
+    "rounded_up",
     "sequence_lengths_of",
 ]
 
@@ -129,6 +132,54 @@ def sequence_lengths_of(position_ids: Tensor) -> list[int]:
 BOUNDARY_NAMES = ("sequence_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
+def compiles_each_shape(device: torch.device) -> bool:
+    """Whether torch compiles kernels for, and keeps, each distinct shape of tensors, as it does on Apple's GPU."""
+    return device.type == "mps"
+
+
+def rounded_up(number: int, digits: int) -> int:
+    """The next number that has nothing but zeros after its first binary digits; one more may count as a digit."""
+    step = 1 << max(0, (number - 1).bit_length() - digits)
+    return -(-number // step) * step
+
+
+@dataclass(frozen=True)
+class FewShapes:
+    """The attention of a packed batch by calls of few distinct shapes: a power of two of texts, a rounded width.
+
+    A text is read beyond its end. Its own tokens do not see what follows there, for attention is causal.
+
+    Attributes:
+        runs: (number of sequences, width) of each call.
+        index: ``(number * width,)`` tokens of the packed batch that each call reads.
+        back: ``(T,)`` where the tokens lie in the outputs of all calls, one after the other; 0 for those of no text.
+    """
+
+    runs: list[tuple[int, int]]
+    index: tuple[Tensor, ...]
+    back: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], tokens: int, device: torch.device) -> FewShapes:
+        """The calls for texts of these lengths, with which a batch of ``tokens`` begins."""
+        texts: dict[int, list[tuple[int, int]]] = {}
+        for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+            if length:
+                texts.setdefault(rounded_up(length, 3), []).append((start, length))
+        runs, index, done, back = [], [], 0, torch.zeros(tokens, dtype=torch.long)
+        for width, group in texts.items():
+            while group:
+                count, at = 1 << (len(group).bit_length() - 1), torch.arange(width)
+                starts, ends = (torch.tensor(each)[:, None] for each in zip(*group[:count], strict=True))
+                group, inside = group[count:], at < ends
+                back[(starts + at)[inside]] = done + inside.flatten().nonzero()[:, 0]
+                runs.append((count, width))
+                index.append((starts + at).clamp(max=tokens - 1).flatten())
+                done += count * width
+        sizes = [len(each) for each in index]
+        return cls(runs, torch.cat([back, *index]).to(device).split([tokens, *sizes])[1:], back.to(device))
+
+
 def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """Keyword arguments that tell every attention backend where the sequences of a packed batch end."""
     lengths = list(lengths)
@@ -157,11 +208,15 @@ def _sliding_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """Causal attention per sequence, one call for each run of equal lengths; works on every device and dtype."""
-    runs = _equal_length_runs(options["sequence_lengths"])
-    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
-    pieces = zip(
-        *(states.split([count * length for count, length in runs]) for states in (query, key, value)), strict=True
-    )
+    few: FewShapes | None = options.get("few_shapes")
+    if few is None:
+        runs = _equal_length_runs(options["sequence_lengths"])
+        # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
+        parts = [states.split([count * length for count, length in runs]) for states in (query, key, value)]
+    else:
+        runs = few.runs
+        parts = [[states.index_select(0, index) for index in few.index] for states in (query, key, value)]
+    pieces = zip(*parts, strict=True)
     window, outputs = options["sliding_window"], []
     for (count, length), states in zip(runs, pieces, strict=True):
         if not length:
@@ -180,6 +235,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
             enable_gqa=True,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    if few is not None and outputs:
+        return torch.cat(outputs).index_select(0, few.back)
     if len(outputs) == 1:
         # Texts of one length are not copied, which would make them slower than a padded batch, unless attention
         # returned another memory layout: the next function is compiled for contiguous input.
