@@ -285,16 +285,15 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
     if obstacle := _torch_varlen_obstacle(query, options):
         raise ValueError(f"torch's variable-length attention {obstacle}; or choose another attn_implementation")
     ends, longest, window = options["cu_seq_lens_q"], options["max_length_q"], options["sliding_window"]
-    # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero, 2.12 grouped queries.
-    parameters, arguments = _parameters(varlen_attn), {}
+    # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero. Keys may be shared between
+    # heads in all kernels, if 2.12 is told so; 2.11 does not ask. 2.10 documents one number of heads.
+    parameters = _parameters(varlen_attn)
     if "window_size" in parameters:
-        arguments.update(scale=options["scaling"], window_size=(-1 if window is None else window - 1, 0))
+        arguments = {"scale": options["scaling"], "window_size": (-1 if window is None else window - 1, 0)}
+        if "enable_gqa" in parameters:
+            arguments["enable_gqa"] = True
     else:
-        arguments.update(is_causal=True)
-    if "enable_gqa" in parameters:
-        arguments.update(enable_gqa=True)
-    else:
-        groups = query.shape[1] // key.shape[1]
+        arguments, groups = {"is_causal": True}, query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     return varlen_attn(query, key, value, ends, ends, longest, longest, **arguments)
 
