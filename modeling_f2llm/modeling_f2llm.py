@@ -307,6 +307,8 @@ class F2LLMModel(Qwen3Model):
         outputs = self._run_layers(
             attention_mask=mask, position_ids=position_ids, use_cache=False, **inputs, **boundaries, **others
         )
+        if position_ids.shape[1] == tokens:
+            return outputs
         return tree_map_only(Tensor, lambda states: states[:, :tokens], outputs)
 
     def _run_layers(

@@ -69,6 +69,15 @@ def test_calls_of_few_shapes_change_no_number(tiny_config, monkeypatch, fields, 
         assert_same(ours, expected)
 
 
+@pytest.mark.parametrize("return_dict", [True, False])
+@torch.no_grad()
+def test_calls_of_few_shapes_take_padded_batches(tiny_model, random_batch, monkeypatch, return_dict):
+    batch = {**random_batch([11, 2, 20], "left"), "return_dict": return_dict}
+    expected = tiny_model(**batch)[0]
+    monkeypatch.setattr(modeling_f2llm, "compiles_each_shape", lambda device: True)
+    assert_same(tiny_model(**batch)[0], expected)
+
+
 @torch.no_grad()
 def test_batches_of_any_lengths_have_few_shapes(tiny_model, monkeypatch):
     monkeypatch.setattr(modeling_f2llm, "compiles_each_shape", lambda device: True)
