@@ -107,7 +107,7 @@ class PaddedLayout:
 def integers_on(device: torch.device | None, numbers: Sequence[int]) -> Tensor:
     """``(n,)`` integers on a device; nobody waits for what a GPU is still computing, as an ordinary copy would."""
     if torch.device(device or "cpu").type == "cuda":
-        return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
+        return torch.tensor(numbers, device="cpu", pin_memory=True).to(device, non_blocking=True)
     return torch.tensor(numbers, device=device)
 
 
