@@ -139,7 +139,9 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
             return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         kwargs.pop("past_key_values", None)
         attention = self.self_attn
-        before, after = (self.halves.before, self.halves.after) if self.compiled else (_before_attention, _after_attention)
+        before, after = (
+            (self.halves.before, self.halves.after) if self.compiled else (_before_attention, _after_attention)
+        )
         if last_tokens is None or attention.layer_idx < attention.config.num_hidden_layers - 1:
             states = before(self, hidden_states, *position_embeddings)
         else:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils._pytree import tree_map_only
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -21,11 +23,14 @@ from .layers import LowRankEmbedding, adopt_layers, records_graph
 from .packing import (
     BOUNDARY_NAMES,
     PACKED_ATTENTION,
+    FewShapes,
     PaddedLayout,
     boundary_kwargs,
     check_available,
+    compiles_each_shape,
     integers_on,
     packed_position_ids,
+    rounded_up,
     sequence_lengths_of,
 )
 
@@ -301,15 +306,20 @@ class F2LLMModel(Qwen3Model):
         if not reads_boundaries:
             # Rotary embeddings are relative: a text may start at any position, but all must start at one.
             position_ids = position_ids - _first_positions(position_ids, lengths)
-        return self._run_layers(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **boundaries,
-            **others,
+        tokens, inputs = position_ids.shape[1], {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if compiles_each_shape(device) and implementation in PACKED_ATTENTION.values():
+            # Tokens of no text follow, for their number to be one of few.
+            more = rounded_up(tokens, 4) - tokens
+            inputs["input_ids"] = None if input_ids is None else pad(input_ids, (0, more))
+            inputs["inputs_embeds"] = None if inputs_embeds is None else pad(inputs_embeds, (0, 0, 0, more))
+            position_ids = pad(position_ids, (0, more))
+            boundaries["few_shapes"] = FewShapes.of(lengths, tokens + more, device)
+        outputs = self._run_layers(
+            attention_mask=mask, position_ids=position_ids, use_cache=False, **inputs, **boundaries, **others
         )
+        if position_ids.shape[1] == tokens:
+            return outputs
+        return tree_map_only(Tensor, lambda states: states[:, :tokens], outputs)
 
     def _run_layers(
         self, exit_layers: Sequence[int] | None = None, last_tokens: Tensor | None = None, **inputs: Any
@@ -324,7 +334,8 @@ class F2LLMModel(Qwen3Model):
             for number in exit_layers or ()
         ]
         # Only the packed implementations know of queries that are fewer than keys.
-        trims = last_tokens is not None and self.config._attn_implementation in PACKED_ATTENTION.values()
+        trims = last_tokens is not None and "few_shapes" not in inputs
+        trims = trims and self.config._attn_implementation in PACKED_ATTENTION.values()
         try:
             inputs |= {"return_dict": True, **({"last_tokens": last_tokens} if trims else {})}
             outputs = super().forward(**inputs)

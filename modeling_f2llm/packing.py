@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -29,11 +29,14 @@ from transformers.utils import is_flash_attn_2_available
 __all__ = [
     "BOUNDARY_NAMES",
     "PACKED_ATTENTION",
+    "FewShapes",
     "PaddedLayout",
     "boundary_kwargs",
     "check_available",
+    "compiles_each_shape",
     "integers_on",
     "packed_position_ids",
+    "rounded_up",
     "sequence_lengths_of",
 ]
 
@@ -104,7 +107,7 @@ class PaddedLayout:
 def integers_on(device: torch.device | None, numbers: Sequence[int]) -> Tensor:
     """``(n,)`` integers on a device; nobody waits for what a GPU is still computing, as an ordinary copy would."""
     if torch.device(device or "cpu").type == "cuda":
-        return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
+        return torch.tensor(numbers, device="cpu", pin_memory=True).to(device, non_blocking=True)
     return torch.tensor(numbers, device=device)
 
 
@@ -127,6 +130,54 @@ def sequence_lengths_of(position_ids: Tensor) -> list[int]:
 
 # Every argument by which a caller, or `boundary_kwargs`, says where the sequences of a packed batch end.
 BOUNDARY_NAMES = ("sequence_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def compiles_each_shape(device: torch.device) -> bool:
+    """Whether torch compiles kernels for, and keeps, each distinct shape of tensors, as it does on Apple's GPU."""
+    return device.type == "mps"
+
+
+def rounded_up(number: int, digits: int) -> int:
+    """The next number that has nothing but zeros after its first binary digits; one more may count as a digit."""
+    step = 1 << max(0, (number - 1).bit_length() - digits)
+    return -(-number // step) * step
+
+
+@dataclass(frozen=True)
+class FewShapes:
+    """The attention of a packed batch by calls of few distinct shapes: a power of two of texts, a rounded width.
+
+    A text is read beyond its end. Its own tokens do not see what follows there, for attention is causal.
+
+    Attributes:
+        runs: (number of sequences, width) of each call.
+        index: ``(number * width,)`` tokens of the packed batch that each call reads.
+        back: ``(T,)`` where the tokens lie in the outputs of all calls, one after the other; 0 for those of no text.
+    """
+
+    runs: list[tuple[int, int]]
+    index: tuple[Tensor, ...]
+    back: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], tokens: int, device: torch.device) -> FewShapes:
+        """The calls for texts of these lengths, with which a batch of ``tokens`` begins."""
+        texts: dict[int, list[tuple[int, int]]] = {}
+        for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+            if length:
+                texts.setdefault(rounded_up(length, 3), []).append((start, length))
+        runs, index, done, back = [], [], 0, torch.zeros(tokens, dtype=torch.long)
+        for width, group in texts.items():
+            while group:
+                count, at = 1 << (len(group).bit_length() - 1), torch.arange(width)
+                starts, ends = (torch.tensor(each)[:, None] for each in zip(*group[:count], strict=True))
+                group, inside = group[count:], at < ends
+                back[(starts + at)[inside]] = done + inside.flatten().nonzero()[:, 0]
+                runs.append((count, width))
+                index.append((starts + at).clamp(max=tokens - 1).flatten())
+                done += count * width
+        sizes = [len(each) for each in index]
+        return cls(runs, torch.cat([back, *index]).to(device).split([tokens, *sizes])[1:], back.to(device))
 
 
 def boundary_kwargs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -205,12 +256,17 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
 
     Queries are those of all tokens, or of the last token of each sequence.
     """
-    runs = [run for run in _equal_length_runs(options["sequence_lengths"]) if run[1]]
-    last_only = len(query) < len(key)
-    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
-    tokens = [count * length for count, length in runs]
-    queries = query.split([count for count, _ in runs] if last_only else tokens)
-    pieces = zip(queries, key.split(tokens), value.split(tokens), strict=True)
+    few: FewShapes | None = options.get("few_shapes")
+    if few is None:
+        runs = [run for run in _equal_length_runs(options["sequence_lengths"]) if run[1]]
+        tokens = [count * length for count, length in runs]
+        asking = tokens if len(query) == len(key) else [count for count, _ in runs]
+        # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole batch.
+        parts = [query.split(asking), key.split(tokens), value.split(tokens)]
+    else:
+        runs = few.runs
+        parts = [[states.index_select(0, index) for index in few.index] for states in (query, key, value)]
+    pieces = zip(*parts, strict=True)
     window, outputs = options["sliding_window"], []
     for (count, length), states in zip(runs, pieces, strict=True):
         q, k, v = (piece.unflatten(0, (count, -1)).transpose(1, 2) for piece in states)
@@ -231,6 +287,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
             enable_gqa=True,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
+    if few is not None and outputs:
+        return torch.cat(outputs).index_select(0, few.back)
     if len(outputs) == 1:
         # Texts of one length are not copied, which would make them slower than a padded batch, unless attention
         # returned another memory layout: the next function is compiled for contiguous input.
@@ -287,16 +345,15 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, options: dict[str, 
     if obstacle := _torch_varlen_obstacle(query, options):
         raise ValueError(f"torch's variable-length attention {obstacle}; or choose another attn_implementation")
     window = options["sliding_window"]
-    # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero, 2.12 grouped queries.
-    parameters, arguments = _parameters(varlen_attn), {}
+    # torch 2.10 has is_causal, later versions a scale and a window whose right end is zero. Keys may be shared between
+    # heads in all kernels, if 2.12 is told so; 2.11 does not ask. 2.10 documents one number of heads.
+    parameters = _parameters(varlen_attn)
     if "window_size" in parameters:
-        arguments.update(scale=options["scaling"], window_size=(-1 if window is None else window - 1, 0))
+        arguments = {"scale": options["scaling"], "window_size": (-1 if window is None else window - 1, 0)}
+        if "enable_gqa" in parameters:
+            arguments["enable_gqa"] = True
     else:
-        arguments.update(is_causal=True)
-    if "enable_gqa" in parameters:
-        arguments.update(enable_gqa=True)
-    else:
-        groups = query.shape[1] // key.shape[1]
+        arguments, groups = {"is_causal": True}, query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     return varlen_attn(query, key, value, *_boundaries(options), **arguments)
 

@@ -4,10 +4,11 @@ import json
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import gpu, run
+from tests.benchmarks import gpu, gpu_speed, run
 from tests.benchmarks.common import describe_hardware
 from tests.benchmarks.gpu_common import Bench, largest_that_fits
 from tests.benchmarks.gpu_report import GOALS, failures, markdown
@@ -109,7 +110,8 @@ def test_a_tiny_run_takes_every_way_and_all_are_equal(tiny_run):
         "matrix products",
         *ours,
     }
-    assert ways["encoding f2llm-v2-80m"] >= {"encode, stock", "encode, sentence-transformers unpadded", "encode, ours"}
+    encoders = {"stock", "sentence-transformers unpadded", "ours", "ours compiled"}
+    assert ways["encoding f2llm-v2-80m"] >= {f"{what}, {whose}" for what in ("forward", "encode") for whose in encoders}
     assert {"2 rows", "4 rows"} <= ways["growth"]
     assert {"LoRA", "LoRA, compiled"} <= ways["lora"]
     encoded = [each["lowest_cosine"] for each in records["encoding f2llm-v2-80m"] if "lowest_cosine" in each]
@@ -214,6 +216,20 @@ def test_what_fails_or_comes_too_late_is_left_out_with_its_reason():
         {"way": "broken", "left_out": "ZeroDivisionError: division by zero"},
         {"way": "late", "left_out": "the time of this part was over"},
     ]
+
+
+def test_steps_are_timed_once_both_passes_and_the_optimizer_have_run():
+    calls, model = [], torch.nn.Linear(1, 1)
+    bench = Bench(calls.append, tiny=True)
+
+    def gradient_of(rows, size):
+        calls.append((len(rows), size))
+        return lambda: model(torch.ones(1, 1)).sum().backward()
+
+    ways = {"size": 1000, "rows_of": lambda _: np.full((8, 9), 10)}
+    found = gpu_speed._steps(bench, bench.shape("f2llm-v2-80m"), model, gradient_of, **ways)
+    # A quarter of the rows, in two chunks; then all.
+    assert calls == [(2, 90), (8, 1000)] and found["seconds"]["calls"] == 3
 
 
 def test_sizes_are_halved_until_they_fit():

@@ -23,7 +23,13 @@ from tests.benchmarks.gpu_common import (
     use_compiled,
 )
 from tests.benchmarks.lean_imports import stand_ins
-from tests.benchmarks.unpadded import UNPADDED, mini_batches, sentence_transformers_gradient, unpadded_encoder
+from tests.benchmarks.unpadded import (
+    UNPADDED,
+    features_of,
+    mini_batches,
+    sentence_transformers_gradient,
+    unpadded_encoder,
+)
 
 with stand_ins():
     from tests.benchmarks.rate import linear_shapes, products
@@ -109,9 +115,11 @@ def lora(bench, name):
 
 def growth(bench, name):
     """Steps on more and more rows in chunks of one size: does memory stay? Texts are short, for the time's sake."""
-    config = bench.shape(name)
-    model, size = seeded_model(config), min(65536, chunk_tokens(config, 0))
-    for rows in (2, 4) if bench.tiny else (512, 4096, 32768):
+    config, batches = bench.shape(name), (2, 4) if bench.tiny else (512, 4096, 32768)
+    # The smallest batch fills two chunks: chunks of all batches are equally full.
+    fewest = int(bench.lengths(batches[0]).clip(max=16).sum())
+    model, size = seeded_model(config), min(-(-fewest // 2), chunk_tokens(config, 0))
+    for rows in batches:
         lengths = bench.lengths(rows).clip(max=16)
         # The similarities of all rows are kept once for each width.
         for widths, dims in (("all", config.matryoshka_dimensions), ("full only", None)):
@@ -125,7 +133,7 @@ def growth(bench, name):
 
 
 def _steps(bench, config, model, gradient_of, *, size, rows_of, repeats=None, halve=True, **how):
-    """Time steps by ``gradient_of(rows, size)``, once a gradient of few rows has warmed it up.
+    """Time steps by ``gradient_of(rows, size)``, once a step on a quarter of the rows has warmed it up.
 
     ``size`` is that of chunks in tokens, or of batches of ``rows_of(size)`` rows, and halved where memory does not
     suffice. ``repeats(rows, size)`` are the tokens that are encoded twice.
@@ -133,10 +141,13 @@ def _steps(bench, config, model, gradient_of, *, size, rows_of, repeats=None, ha
 
     def measure(size):
         rows = rows_of(size)
+        few = rows[: max(1, len(rows) // 4)]
         model.zero_grad()
-        gradient_of(rows[: max(1, len(rows) // 16)], size)()
-        model.zero_grad()
-        step = optimized(model, gradient_of(rows, size))
+        # In two chunks at least: the first pass of all but the last, without a graph, is compiled by itself.
+        accumulate = gradient_of(few, min(size, -(-int(few.sum()) // 2)))
+        step = optimized(model, lambda: accumulate())
+        step()
+        accumulate = gradient_of(rows, size)
         free()
         reset_peak_memory()
         seconds = timed(step, _STEP_SECONDS / 2)
@@ -231,10 +242,20 @@ def _encode(bench, config, key, lengths, model, encoders):
     def forward():
         return torch.cat([embed_chunk(model, *chunk) for chunk in batch_chunks(batch)])
 
+    @torch.inference_mode()
+    def forward_theirs(encoder, batches):
+        return torch.cat([encoder(dict(each))["sentence_embedding"] for each in batches])
+
     for compiled in (False, True):
         use_compiled(model, compiled)
         way = f"forward, ours{' compiled' * compiled}"
         bench.attempt({**key, "way": way}, partial(measure, forward, packed, check=False))
+    for whose in ("stock", "sentence-transformers unpadded"):
+        # Neighbours in length, as `encode` has them, tokenised and on the device.
+        encoder, same = encoders[f"encode, {whose}"], write_texts(packed)
+        ready = [features_of(encoder, same[start : start + size]) for start in range(0, len(same), size)]
+        run = partial(forward_theirs, encoder, ready)
+        bench.attempt({**key, "way": f"forward, {whose}"}, partial(measure, run, packed, check=False))
     for way, encoder in encoders.items():
         use_compiled(model, "compiled" in way)
         run = partial(encoder.encode, texts, batch_size=size, show_progress_bar=False)

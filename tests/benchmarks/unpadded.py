@@ -45,6 +45,12 @@ def unpadded_encoder(model):
     return encoder
 
 
+def features_of(encoder, texts):
+    """What an encoder's forward pass takes, on its device."""
+    inputs = encoder.preprocess(texts)
+    return {name: each.to(encoder.device) if torch.is_tensor(each) else each for name, each in inputs.items()}
+
+
 def cached_loss(encoder, dims, **sizes):
     """``CachedMultipleNegativesRankingLoss`` in ``MatryoshkaLoss`` with our widths, weights and temperature."""
     loss = CachedMultipleNegativesRankingLoss(encoder, scale=1 / TEMPERATURE, **sizes)
@@ -67,10 +73,7 @@ def sentence_transformers_gradient(encoder, columns, dims, precision, sizes):
     if "forward" not in vars(encoder):
         encoder.forward = convert_outputs_to_fp32(autocast(precision)(encoder.forward))
     loss = cached_loss(encoder.train(), dims, **sizes)
-    features = [
-        {name: each.to(encoder.device) if torch.is_tensor(each) else each for name, each in inputs.items()}
-        for inputs in map(encoder.preprocess, columns)
-    ]
+    features = [features_of(encoder, column) for column in columns]
 
     def accumulate():
         value = loss([dict(each) for each in features], None)

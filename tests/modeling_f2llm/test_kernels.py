@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Model
 
 from modeling_f2llm import F2LLMConfig, F2LLMModel, packing
@@ -185,6 +186,44 @@ def test_padded_batches_reach_the_kernel_packed(kernels, model_of, random_batch,
     expected = stock(**batch).last_hidden_state * batch["attention_mask"][..., None]
     assert_same(hidden.here.float(), expected, tolerance=0.01)
     assert [call["cu_seq_q"].tolist() for call in kernels.calls] == [[0, 2, 7, 12]] * 2
+
+
+class Waits(TorchFunctionMode):
+    """Records the calls that wait for a GPU: copies from and to it, and whatever must know its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.__name__
+        reads = name in ("item", "tolist", "nonzero", "__bool__", "__int__", "__index__")
+        copies = name == "to" and any(isinstance(each, torch.device) for each in args)
+        if (
+            (reads and args[0].device.type == "cuda")
+            or (name == "tensor" and torch.device(kwargs.get("device") or "cpu").type == "cuda")
+            or (copies and not kwargs.get("non_blocking"))
+            or (name == "repeat_interleave" and isinstance(args[1], torch.Tensor) and "output_size" not in kwargs)
+        ):
+            self.found.append(name)
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def test_a_packed_batch_is_encoded_without_waiting_for_the_gpu(kernels, model_of, monkeypatch):
+    model, _ = model_of()
+    kernels.install(12)
+    # The reference reads the boundaries.
+    monkeypatch.setattr(packing, "_torch_varlen", lambda query, key, value, options: query)
+    machine = Machine("cuda:0")
+    with machine:
+        model, ids = machine.to(model.half()), machine.to(ids_of(TEXTS["many"]))
+        with Waits() as waits:
+            model(input_ids=ids, sequence_lengths=TEXTS["many"])
+        assert not waits.found
+        with Waits() as waits:
+            torch.tensor([1], device=machine.device)
+        assert waits.found == ["tensor"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -7,15 +7,17 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Model
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel
+from modeling_f2llm import F2LLMConfig, F2LLMModel, modeling_f2llm
 from modeling_f2llm.packing import (
     BOUNDARY_NAMES,
+    FewShapes,
     boundary_kwargs,
     packed_position_ids,
+    rounded_up,
 )
 from tests.modeling_f2llm.comparing import LENGTHS, assert_same
 
@@ -36,16 +38,69 @@ def test_boundaries_are_those_of_the_flash_kernels(lengths):
 
 
 class AttentionCalls(TorchFunctionMode):
-    """Counts the sequences in each call of torch's scaled_dot_product_attention."""
+    """Counts the sequences in each call of torch's scaled_dot_product_attention, and the shapes of linear layers."""
 
     def __init__(self):
         super().__init__()
-        self.sequences = []
+        self.sequences, self.shapes, self.linear = [], set(), set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is scaled_dot_product_attention:
             self.sequences.append(args[0].shape[0])
+            self.shapes.add(args[0].shape)
+        if func is linear:
+            self.linear.add(args[0].shape)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_sliding_window": True, "sliding_window": 3, "layer_types": None}])
+@pytest.mark.parametrize("lengths", [[9, 1, 40, 17, 17, 0, 18, 2], [1, 1, 1], [33]])
+def test_calls_of_few_shapes_change_no_number(tiny_config, monkeypatch, fields, lengths):
+    torch.manual_seed(0)
+    model = F2LLMModel(F2LLMConfig(**{**tiny_config.to_dict(), "max_window_layers": 1, **fields}))
+    ids, found = torch.randint(3, 320, (1, sum(lengths))), []
+    weights = torch.randn(1, sum(lengths), model.config.hidden_size)
+    for few in (False, True):
+        monkeypatch.setattr(modeling_f2llm, "compiles_each_shape", lambda device, few=few: few)
+        outputs = model(input_ids=ids, sequence_lengths=lengths, output_hidden_states=True)
+        gradients = torch.autograd.grad((outputs.last_hidden_state * weights).sum(), list(model.parameters()))
+        found.append([*outputs.hidden_states, *gradients])
+    for ours, expected in zip(*found, strict=True):
+        assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+@torch.no_grad()
+def test_calls_of_few_shapes_take_padded_batches(tiny_model, random_batch, monkeypatch, return_dict):
+    batch = {**random_batch([11, 2, 20], "left"), "return_dict": return_dict}
+    expected = tiny_model(**batch)[0]
+    monkeypatch.setattr(modeling_f2llm, "compiles_each_shape", lambda device: True)
+    assert_same(tiny_model(**batch)[0], expected)
+
+
+@torch.no_grad()
+def test_batches_of_any_lengths_have_few_shapes(tiny_model, monkeypatch):
+    monkeypatch.setattr(modeling_f2llm, "compiles_each_shape", lambda device: True)
+    generator = torch.Generator().manual_seed(2)
+    with AttentionCalls() as calls:
+        for _ in range(20):
+            lengths = torch.randint(60, 120, (30,), generator=generator).tolist()
+            tiny_model(input_ids=torch.ones(1, sum(lengths), dtype=torch.long), sequence_lengths=lengths)
+    assert {width for _, _, width, _ in calls.shapes} == {64, 80, 96, 112, 128}
+    # Powers of two of texts; the tokens of a batch are between 2,560 and 3,072 in steps of 256.
+    assert len(calls.shapes) <= 5 * 4 and len({shape[1] for shape in calls.linear}) <= 3
+
+
+@pytest.mark.parametrize(("number", "rounded"), [(1, 1), (8, 8), (9, 10), (64, 64), (65, 80), (81, 96), (1000, 1024)])
+def test_rounding_keeps_three_binary_digits(number, rounded):
+    assert rounded_up(number, 3) == rounded
+
+
+def test_calls_of_few_shapes_read_every_token_of_a_text_once():
+    few = FewShapes.of([3, 0, 9, 3, 3], 20, CPU)
+    assert few.runs == [(2, 3), (1, 3), (1, 10)]
+    read = torch.cat(few.index)[few.back]
+    assert read.tolist() == [*range(18), 0, 0]
 
 
 @pytest.mark.parametrize("side", ["right", "left", "both"])

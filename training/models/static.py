@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from typing import Any
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
