@@ -162,6 +162,7 @@ class F2LLMDecoderLayer(Qwen3DecoderLayer):
         )
         # Not a view any more: a graph is kept for each shape that what it views may have.
         attended = torch.ops.aten._unsafe_view(attended, attended.shape)
+        after = self.halves.after if self.compiled else _after_attention
         return after(self, hidden_states, attended)
 
 

@@ -18,15 +18,14 @@ from torch.utils._pytree import tree_map_only
 from transformers import Cache, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .attention import PACKED_ATTENTION, check_available
 from .configuration_f2llm import F2LLMConfig, keep_layers
 from .layers import LowRankEmbedding, adopt_layers, records_graph
 from .packing import (
     BOUNDARY_NAMES,
-    PACKED_ATTENTION,
     FewShapes,
     PaddedLayout,
     boundary_kwargs,
-    check_available,
     compiles_each_shape,
     integers_on,
     packed_position_ids,
@@ -324,7 +323,7 @@ class F2LLMModel(Qwen3Model):
     def _run_layers(
         self, exit_layers: Sequence[int] | None = None, last_tokens: Tensor | None = None, **inputs: Any
     ) -> BaseModelOutputWithPast | tuple[Tensor, ...]:
-        """Runs Qwen3Model; see :meth:`forward` for ``exit_layers``. Of ``(n,)`` last tokens states are of these only."""
+        """Runs Qwen3Model; see :meth:`forward` for ``exit_layers``. Given ``(n,)`` last tokens, returns theirs only."""
         if exit_layers is None and last_tokens is None:
             return super().forward(**inputs)
         found: dict[int, Tensor] = {}

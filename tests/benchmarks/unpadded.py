@@ -11,8 +11,8 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from transformers import AttentionInterface
 
 from modeling_f2llm import build_sentence_transformer, matryoshka_weights
+from modeling_f2llm.attention import PACKED_ATTENTION
 from modeling_f2llm.losses import TEMPERATURE
-from modeling_f2llm.packing import PACKED_ATTENTION
 from tests.benchmarks.common import autocast, word_tokenizer
 
 UNPADDED = "unpadded"

@@ -111,7 +111,7 @@ def _check_states(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _one_text(query: Tensor, key: Tensor, value: Tensor, scale: float, left: int, right: int, p: float) -> Tensor:
-    """``(queries, heads, head_dim)``, the last of so many keys → the same; a negative side of the window is unbounded."""
+    """``(queries, heads, head_dim)``, the last of the keys → the same; a negative side of the window has no bound."""
     key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     at = torch.arange(len(key))
     ahead = at[None] - at[len(key) - len(query) :, None]

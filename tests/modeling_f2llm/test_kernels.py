@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Model
 
-from modeling_f2llm import F2LLMConfig, F2LLMModel, packing
+from modeling_f2llm import F2LLMConfig, F2LLMModel, attention, packing
 from tests.modeling_f2llm import reference_kernels
 from tests.modeling_f2llm.comparing import assert_same
 from tests.modeling_f2llm.elsewhere import Machine
@@ -48,7 +48,7 @@ class Kernels:
     def install(self, kernel, capability=(9, 0)):
         """Make ``kernel``, ``"flash"`` or a version of torch, the one of this machine, and give it a GPU."""
         patch = self.monkeypatch.setattr
-        patch(packing, "is_flash_attn_2_available", lambda: kernel == "flash")
+        patch(attention, "is_flash_attn_2_available", lambda: kernel == "flash")
         patch(torch.cuda, "is_available", lambda: True)
         patch(torch.cuda, "get_device_capability", lambda device=None: capability)
         patch(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
@@ -160,7 +160,7 @@ def test_kernels_get_half_precision_under_autocast(kernels, model_of, kernel):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_through_the_kernels_are_those_of_sdpa(kernels, model_of, monkeypatch, kernel, dtype):
     # Gradients need the real device: the kernels are chosen for the CPU here.
-    monkeypatch.setattr(packing, "_flash_obstacle", lambda query: None)
+    monkeypatch.setattr(attention, "_flash_obstacle", lambda query: None)
     gradients, ids = {}, ids_of(TEXTS["empty"])
     for name in ("sdpa", "packed"):
         model, _ = model_of(use_sliding_window=kernel != 10, sliding_window=3, max_window_layers=1, layer_types=None)
@@ -214,7 +214,7 @@ def test_a_packed_batch_is_encoded_without_waiting_for_the_gpu(kernels, model_of
     model, _ = model_of()
     kernels.install(12)
     # The reference reads the boundaries.
-    monkeypatch.setattr(packing, "_torch_varlen", lambda query, key, value, options: query)
+    monkeypatch.setattr(attention, "_torch_varlen", lambda query, key, value, options: query)
     machine = Machine("cuda:0")
     with machine:
         model, ids = machine.to(model.half()), machine.to(ids_of(TEXTS["many"]))
@@ -276,22 +276,22 @@ def test_the_fastest_kernel_that_can_run_is_chosen(kernels, monkeypatch, differs
     states = [torch.randn(5, heads, call["size"], generator=generator).to(call["dtype"]) for heads in (4, 2, 2)]
     options = {**packing.boundary_kwargs([2, 3], "cpu"), "sliding_window": call["window"], "dropout": 0.0}
     options["scaling"] = call["size"] ** -0.5
-    expected = packing._sdpa(*states, options)
+    expected = attention._sdpa(*states, options)
     options |= {"dropout": call["dropout"], "cu_seq_lens_q": machine.to(options["cu_seq_lens_q"])}
     states = [machine.to(each) for each in states]
-    monkeypatch.setattr(packing, "_sdpa", lambda *_: machine.to(expected))
+    monkeypatch.setattr(attention, "_sdpa", lambda *_: machine.to(expected))
     for kernel, library in (("flash", with_flash), (call["kernel"], without)):
         kernels.install(kernel, call["capability"])
         kernels.calls.clear()
         with machine:
-            output = packing._automatic(*states, options)
+            output = attention._automatic(*states, options)
         assert kernels.used() == ([] if library == "sdpa" else [library])
         if not call["dropout"]:
             assert_same(output.here, expected, tolerance=0.01)
         elif library == "flash":
             assert kernels.calls[0]["dropout_p"] == call["dropout"]
     if message is None:
-        assert_same(packing._torch_varlen(*states, options).here, expected, tolerance=0.01)
+        assert_same(attention._torch_varlen(*states, options).here, expected, tolerance=0.01)
     else:
         with pytest.raises(ValueError, match=f"^torch's variable-length attention [^\n]*{message}[^\n]*$"):
-            packing._torch_varlen(*states, options)
+            attention._torch_varlen(*states, options)

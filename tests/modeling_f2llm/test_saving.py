@@ -38,7 +38,7 @@ def test_saving_and_loading_changes_nothing(tiny_model, saved_folder, padded):
     expected = tiny_model(**padded).last_hidden_state
     for each in (loaded, deepcopy(loaded)):
         assert torch.equal(each(**padded).last_hidden_state, expected)
-    code = ["configuration_f2llm.py", "layers.py", "modeling_f2llm.py", "packing.py"]
+    code = ["attention.py", "configuration_f2llm.py", "layers.py", "modeling_f2llm.py", "packing.py"]
     assert sorted(path.name for path in saved_folder.iterdir()) == sorted(["config.json", "model.safetensors", *code])
 
 

@@ -117,7 +117,7 @@ def test_released_files_state_what_servers_read_and_hold_no_pickle(released_json
     assert (pooling["pooling_mode"], pooling["embedding_dimension"]) == ("lasttoken", 32)
     assert pooling["include_prompt"] is True
     # The code is complete.
-    code = {"configuration_f2llm.py", "layers.py", "modeling_f2llm.py", "packing.py"}
+    code = {"attention.py", "configuration_f2llm.py", "layers.py", "modeling_f2llm.py", "packing.py"}
     files = {path.name for path in released_folder.rglob("*") if path.suffix not in (".json", ".jinja", ".md", "")}
     assert files == {"model.safetensors", *code}
 

@@ -43,7 +43,14 @@ def test_everything_that_belongs_to_a_release_is_there_and_in_its_record(packed,
     assert content_of(packed).keys() >= {
         *("README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "config_sentence_transformers.json"),
-        *("configuration_f2llm.py", "modeling_f2llm.py", "packing.py", "layers.py", "training_arguments.json"),
+        *(
+            "attention.py",
+            "configuration_f2llm.py",
+            "modeling_f2llm.py",
+            "packing.py",
+            "layers.py",
+            "training_arguments.json",
+        ),
         *("release.json", "evaluation/scores.json", "evaluation/examples.npz", "evaluation/results.json"),
     }
     assert list((packed / "figures").glob("*.svg")) and not list(packed.rglob("*.bin")) + list(packed.rglob("*.pt"))
@@ -182,7 +189,7 @@ def test_a_model_with_a_missing_or_damaged_file_is_refused(runs, tmp_path, refus
 def test_remote_code_is_that_of_this_checkout(runs, no_figures, tmp_path, refuses):
     (runs / "student/model/packing.py").write_text("# of another day, by alice")
     output = pack(runs / "student", tmp_path / "out", PackOptions(NAME))
-    for name in ("packing.py", "modeling_f2llm.py", "configuration_f2llm.py", "layers.py"):
+    for name in ("attention.py", "packing.py", "modeling_f2llm.py", "configuration_f2llm.py", "layers.py"):
         assert (output / name).read_bytes() == (Path(modeling_f2llm.__file__).parent / name).read_bytes()
     config = runs / "student/model/config.json"
     config.write_text(config.read_text().replace("modeling_f2llm.F2LLMModel", "my_code.F2LLMModel"))
