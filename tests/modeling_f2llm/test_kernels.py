@@ -158,16 +158,18 @@ def test_kernels_get_half_precision_under_autocast(kernels, model_of, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_through_the_kernels_are_those_of_sdpa(kernels, model_of, monkeypatch, kernel, dtype):
+@pytest.mark.parametrize("options", [{}, {"last_token_only": True}], ids=["all", "last"])
+def test_gradients_through_the_kernels_are_those_of_sdpa(kernels, model_of, monkeypatch, kernel, dtype, options):
     # Gradients need the real device: the kernels are chosen for the CPU here.
     monkeypatch.setattr(attention, "_flash_obstacle", lambda query: None)
-    gradients, ids = {}, ids_of(TEXTS["empty"])
+    lengths = TEXTS["many" if options else "empty"]
+    gradients, ids = {}, ids_of(lengths)
     for name in ("sdpa", "packed"):
         model, _ = model_of(use_sliding_window=kernel != 10, sliding_window=3, max_window_layers=1, layer_types=None)
         kernels.install(kernel)
         model.set_attn_implementation(name)
         with torch.autocast("cpu", dtype=dtype):
-            hidden = model(input_ids=ids, sequence_lengths=TEXTS["empty"]).last_hidden_state
+            hidden = model(input_ids=ids, sequence_lengths=lengths, **options).last_hidden_state
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
         gradients[name] = torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))
     assert len(kernels.calls) == 2
@@ -228,7 +230,9 @@ def test_a_packed_batch_is_encoded_without_waiting_for_the_gpu(kernels, model_of
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_apples_gpu_runs_sdpa_in_every_precision(kernels, model_of, dtype):
+def test_apples_gpu_runs_sdpa_in_every_precision(kernels, model_of, monkeypatch, dtype):
+    # A CPU may take another way in bf16.
+    monkeypatch.setattr(attention, "_MOST_SHORT_TOKENS", 0)
     model, _ = model_of()
     kernels.install("flash")
     ids, machine = ids_of(TEXTS["empty"]), Machine("mps:0")
@@ -252,6 +256,34 @@ def test_apples_gpu_equals_the_cpu(model_of):
 
 
 CALL = {"dtype": torch.bfloat16, "size": 8, "dropout": 0.0, "window": None, "device": "cuda:0", "capability": (8, 0)}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_short_texts_in_bf16_are_as_exact_on_a_cpu_as_by_torchs_kernel(monkeypatch, autocast):
+    lengths, generator = [1, 7, 7, 7, 40, 256, 257], torch.Generator().manual_seed(0)
+    exact, gradient = (
+        [torch.randn(sum(lengths), heads, 16, generator=generator).bfloat16().double() for heads in of]
+        for of in ((4, 2, 2), (4,))
+    )
+    options = {"sequence_lengths": lengths, "sliding_window": None, "dropout": 0.0, "scaling": 0.25}
+    taken = []
+    apply = attention._ShortAttention.apply
+    monkeypatch.setattr(attention._ShortAttention, "apply", lambda *inputs: taken.append(inputs) or apply(*inputs))
+
+    def run(dtype, most):
+        monkeypatch.setattr(attention, "_MOST_SHORT_TOKENS", most)
+        states = [each.to(dtype).requires_grad_() for each in exact]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+            output = attention._sdpa(*states, options)
+        return [output, *torch.autograd.grad(output, states, gradient[0].to(dtype))]
+
+    expected, kernel, ours = run(torch.float64, 256), run(torch.bfloat16, 0), run(torch.bfloat16, 256)
+    assert [inputs[0].shape[2] for inputs in taken] == [7, 40, 256]
+    for ours, kernel, expected in zip(ours, kernel, expected, strict=True):
+        errors = [(each.double() - expected).norm() for each in (ours, kernel)]
+        assert errors[0] <= 1.2 * errors[1] <= 0.02 * expected.norm()
+
+
 # What differs from CALL; which library runs with flash-attn installed, and without; what torch's says if asked by name.
 CHOICES = [
     ({}, "flash", "torch", None),
@@ -277,7 +309,8 @@ def test_the_fastest_kernel_that_can_run_is_chosen(kernels, monkeypatch, differs
     options = {**packing.boundary_kwargs([2, 3], "cpu"), "sliding_window": call["window"], "dropout": 0.0}
     options["scaling"] = call["size"] ** -0.5
     expected = attention._sdpa(*states, options)
-    options |= {"dropout": call["dropout"], "cu_seq_lens_q": machine.to(options["cu_seq_lens_q"])}
+    options |= {name: machine.to(options[name]) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+    options["dropout"] = call["dropout"]
     states = [machine.to(each) for each in states]
     monkeypatch.setattr(attention, "_sdpa", lambda *_: machine.to(expected))
     for kernel, library in (("flash", with_flash), (call["kernel"], without)):

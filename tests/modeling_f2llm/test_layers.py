@@ -40,6 +40,10 @@ def tiny_config_of_width(width):
     return F2LLMConfig(vocab_size=64, hidden_size=width, intermediate_size=16, num_hidden_layers=2, **heads)
 
 
+def run_last(model, inputs):
+    return run(model, {**inputs, "last_token_only": True})
+
+
 def messages(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "modeling_f2llm.layers"]
 
@@ -77,15 +81,91 @@ def test_the_norm_in_bf16_is_as_exact_as_stock(weights):
     assert (ours.float() - exact).abs().mean() <= 1.001 * (stock.float() - exact).abs().mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_rotary_embedding_have_the_gradients_of_stock(tiny_model, stock_model, dtype):
+    ids = packed([9, 4])["input_ids"]
+    gradients = []
+    for model, boundaries in ((tiny_model, {"sequence_lengths": [13]}), (stock_model, {})):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            gradients.append(run(model, {"input_ids": ids, **boundaries}))
+    assert len(gradients[0]) > 20
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_same(ours, theirs, 1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_a_frozen_norm_passes_its_gradient_on(tiny_model):
+    states, norm = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), tiny_model.norm
+    found = []
+    for frozen in (False, True):
+        norm.weight.requires_grad_(not frozen)
+        states = states.detach().requires_grad_()
+        found.append(torch.autograd.grad(norm(states).square().sum(), states)[0])
+    assert torch.equal(*found) and norm.weight.grad is None
+
+
+# -- last tokens -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1], [1, 2, 2, 5, 9], [9]], ids=str)
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_last_layer_gives_the_same_of_last_tokens_alone(tiny_config, lengths, window):
+    config = deepcopy(tiny_config)
+    if window:
+        config.use_sliding_window, config.sliding_window = True, window
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    model, batch = F2LLMModel(config), packed(lengths)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    parameters = list(model.parameters())
+    for implementation in ("packed", "eager") if window is None else ("packed",):
+        model.set_attn_implementation(implementation)
+        whole = model(**batch, exit_layers=[1, 2]).hidden_states
+        last = model(**batch, exit_layers=[1, 2], last_token_only=True)
+        assert torch.equal(last.last_hidden_state, last.hidden_states[1])
+        for all_tokens, ours in zip(whole, last.hidden_states, strict=True):
+            assert_same(ours, all_tokens[:, ends])
+            gradients = [
+                torch.autograd.grad(states.pow(3).sum(), parameters, retain_graph=True, materialize_grads=True)
+                for states in (ours, all_tokens[:, ends])
+            ]
+            for each in zip(*gradients, strict=True):
+                assert_same(*each, tolerance=1e-4)
+
+
+def test_the_last_layer_computes_nothing_else(tiny_model):
+    seen = {}
+    for name in ("self_attn.k_proj", "self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
+        tiny_model.layers[1].get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output.shape[1]})
+        )
+    assert tiny_model(**packed([4, 4, 9, 30]), last_token_only=True).last_hidden_state.shape == (1, 4, 32)
+    assert seen == {"self_attn.k_proj": 47, "self_attn.q_proj": 4, "self_attn.o_proj": 4, "mlp.down_proj": 4}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"input_ids": torch.ones(2, 3, dtype=torch.long)}, "takes a packed batch: give sequence_lengths"),
+        (packed([0, 3]), "a text without tokens has no last token"),
+    ],
+)
+def test_last_tokens_need_packed_texts_with_tokens(tiny_model, call, message):
+    with pytest.raises(ValueError, match=f"^last_token_only:? {message}$"):
+        tiny_model(**call, last_token_only=True)
+
+
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("graphs", ["inductor"], indirect=True)
 def test_the_compiler_changes_no_number(tiny_model, compiled, graphs):
     for lengths in BATCHES:
-        for actual, expected in zip(run(compiled, packed(lengths)), run(tiny_model, packed(lengths)), strict=True):
-            assert_same(actual, expected)
-    assert graphs() == HALVES
+        for take in (run, run_last):
+            for actual, expected in zip(
+                take(compiled, packed(lengths)), take(tiny_model, packed(lengths)), strict=True
+            ):
+                assert_same(actual, expected)
+    # Of last tokens, what the last layer does before attention; both halves once more for a single text.
+    assert graphs() == HALVES + 1 + HALVES
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

@@ -181,7 +181,7 @@ def test_no_mask_is_built(tiny_model, padded, implementation):
     tiny_model.set_attn_implementation(implementation)
     masks = []
     for layer in tiny_model.layers:
-        layer.self_attn.register_forward_pre_hook(
+        layer.register_forward_pre_hook(
             lambda module, inputs, arguments: masks.append(arguments["attention_mask"]), with_kwargs=True
         )
     tiny_model(**padded)
