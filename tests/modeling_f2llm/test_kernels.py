@@ -277,9 +277,9 @@ def test_short_texts_in_bf16_are_as_exact_on_a_cpu_as_by_torchs_kernel(monkeypat
             output = attention._sdpa(*states, options)
         return [output, *torch.autograd.grad(output, states, gradient[0].to(dtype))]
 
-    expected, kernel, ours = run(torch.float64, 256), run(torch.bfloat16, 0), run(torch.bfloat16, 256)
+    found = [run(torch.float64, 256), run(torch.bfloat16, 0), run(torch.bfloat16, 256)]
     assert [inputs[0].shape[2] for inputs in taken] == [7, 40, 256]
-    for ours, kernel, expected in zip(ours, kernel, expected, strict=True):
+    for expected, kernel, ours in zip(*found, strict=True):
         errors = [(each.double() - expected).norm() for each in (ours, kernel)]
         assert errors[0] <= 1.2 * errors[1] <= 0.02 * expected.norm()
 
