@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -66,7 +67,6 @@ CASES = {
     "DDP": (2, False, 4, 90, _CHUNKS),
     "DDP, adapter": (2, False, 4, 90, _LORA),
     "FSDP": (2, True, 4, 90, _CHUNKS),
-    "FSDP, bf16": (2, True, 4, 90, _BF16),
 }
 
 
@@ -140,9 +140,11 @@ class _Watch(TrainerCallback):
 
 
 def _held(trainer):
-    """Return the bytes of weights and optimizer, of shards what this process has."""
+    """Return the bytes of weights, optimizer and teacher, of shards what this process has."""
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    tensors = [getattr(each, "_local_tensor", each) for each in (*trainer.model.parameters(), *states)]
+    models = [trainer.model, *([trainer.distillation.teacher.model] if trainer.distillation else [])]
+    weights = [weight for model in models for weight in model.parameters()]
+    tensors = [getattr(each, "_local_tensor", each) for each in (*weights, *states)]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
@@ -163,7 +165,8 @@ def work(sharding, result, *words):
         self.add_callback(_Watch(self, Path(result)))
         return train(self, *arguments, **keys)
 
-    with mock.patch.object(trainer.F2LLMTrainer, "train", watched):
+    # The table alone goes to the standard output.
+    with mock.patch.object(trainer.F2LLMTrainer, "train", watched), redirect_stdout(sys.stderr):
         return run_stage(list(words))
 
 
@@ -192,16 +195,16 @@ def main(words=None):
     torch.set_num_threads(1)
     device = this_cpu()
     rates = f"{device.fp32 / 1e9:.0f} fp32, {device.bf16 / 1e9:.0f} bf16 gigaflops; {device.bandwidth / 1e9:.1f} GB/s"
-    # Trainings write, too: the table comes last.
-    lines = [rates, "| case | memory, MB | predicted | ratio | s/step | predicted | ratio |", "| --- " * 7 + "|"]
+    sys.stdout.write(f"{rates}\n| case | memory, MB | predicted | ratio | s/step | predicted | ratio |\n")
+    sys.stdout.write("| --- " * 7 + "|\n")
     for name in arguments.only:
         folder, (processes, sharded, *_) = arguments.output / name.replace(" ", "_"), CASES[name]
         found = measure(folder, name, arguments.quick)
         memory, seconds = predict(folder / "recipe.yaml", processes, sharded, device)
         cells = [f"{found['bytes'] / 1e6:,.0f}", f"{memory / 1e6:,.0f}", f"{memory / found['bytes']:.2f}"]
         cells += [f"{found['seconds']:.2f}", f"{seconds:.2f}", f"{seconds / found['seconds']:.2f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    sys.stdout.write("\n".join(["", *lines, ""]))
+        sys.stdout.write(f"| {name} | {' | '.join(cells)} |\n")
+        sys.stdout.flush()
     return 0
 
 

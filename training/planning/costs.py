@@ -180,9 +180,10 @@ def estimate_memory(
     if processes > 1:
         state = state // processes if sharded else state + trained * _BYTES_OF_BUCKETS
     table = count_looked_up(config)
-    if bf16 and not (adapter is not None and gradient_checkpointing):
-        # Autocast, or the graph if weights are frozen, keeps a copy of the weights of the layers.
-        state += 2 * (parameters - table)
+    if bf16:
+        # Autocast keeps a copy of the weights of the layers; if these are frozen, the graph does, of what it has.
+        recomputed = adapter is not None and gradient_checkpointing
+        state += 2 * (parameters - table) // (config.num_hidden_layers if recomputed else 1)
     outside, layer = kept or kept_bytes(config, bf16, adapter)
     per_token = outside + config.num_hidden_layers * layer
     if gradient_checkpointing:
