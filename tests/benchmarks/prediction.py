@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import redirect_stdout
@@ -77,6 +78,7 @@ def write_case(folder, name, quick=False):
     if quick:
         rows, median = 2, 8
         keys |= {key: _TINY for key in ("model_config", "model", "teacher") if keys.get(key)}
+    shutil.rmtree(folder / "run", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for key in {"model", "teacher"} & keys.keys():
         ids = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}

@@ -231,7 +231,6 @@ def make_plan(
     traffic = costs.stage_traffic(args, kept.of(config), of_teacher, *sums)
     optimized = parameters if adapter is None else costs.count_adapter(config, adapter)
     optimized /= processes if sharded else 1
-    fill = filled = 0.0
     about = "about " if data.prepared is None else ""
     ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
     pairs = f" (up to {args.evaluation_sample:,} pairs in each, not counted here)" if args.evaluation_sample else ""
@@ -244,7 +243,10 @@ def make_plan(
         "evaluations": f"{evaluations:,}{pairs}, checkpoints {checkpoints:,}",
         **_cost_facts(memory, flops, "weights, gradients, optimizer"),
     }
-    seconds, encoded = 0.0, evaluations * validation.count * validation.tokens
+    if args.needs_teacher and teacher is None:
+        facts["not counted"] = "the teacher, which is no Qwen3: its memory, operations and time"
+    seconds = fill = filled = 0.0
+    encoded = evaluations * validation.count * validation.tokens
     if cached is not None:
         texts, tokens = (training.count * each for each in (training.texts, training.tokens))
         if data.prepared is not None:

@@ -123,10 +123,10 @@ def test_a_stage_that_prunes_is_planned(tmp_path, capsys):
     assert any(line.startswith("all stages: about ") for line in lines)
 
 
-def test_a_dry_run_prepares_texts_for_a_teacher_that_reads_them(tmp_path):
+def test_a_dry_run_prepares_texts_for_a_teacher_that_reads_them(tmp_path, capsys):
     teacher = save_foreign_teacher(tmp_path / "teacher", width=40)
     recipe = str(write_single_stage(tmp_path, teacher=str(teacher), max_steps=1))
-    assert main([recipe, "--dry-run"]) == 0
+    assert main([recipe, "--dry-run"]) == 0 and "\n  not counted  the teacher" in capsys.readouterr().out
     (made,) = (tmp_path / "run/prepared").glob("tiny_*")
     assert made.name.endswith("-texts")
     assert main([recipe]) == 0 and [*(tmp_path / "run/prepared").glob("tiny_*")] == [made]
