@@ -229,6 +229,7 @@ class Worker:
             with self._forgetting(task), quietly():
                 evaluate_task(label, task, left, own, mteb.ResultCache(self.job.output / "mteb"))
             own.save(self.job.folder / "scores" / str(self._rank))
+        self.cache.close()
         return own
 
     def _claimed(self, parts: Sequence[str], step: str) -> Iterator[str]:

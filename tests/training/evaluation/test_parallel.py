@@ -146,11 +146,11 @@ def test_exits_and_ranks_score_as_without_the_cache(folder, tmp_path, monkeypatc
 
 
 def test_a_small_cache_holds_fewer_tasks_at_once(run, expected, tmp_path, encoded, monkeypatch):
-    held, clear, score = [], EmbeddingCache.clear, Worker.score
+    held, close, score = [], EmbeddingCache.close, Worker.score
 
     def watched(self):
-        held.append(len(self._places))
-        clear(self)
+        held.extend([len(self._places)] * bool(self._places))
+        close(self)
 
     def unseen(self, names):
         own = score(self, names)
@@ -158,7 +158,7 @@ def test_a_small_cache_holds_fewer_tasks_at_once(run, expected, tmp_path, encode
         shutil.rmtree(self.job.folder / "scores")
         return own
 
-    monkeypatch.setattr(EmbeddingCache, "clear", watched)
+    monkeypatch.setattr(EmbeddingCache, "close", watched)
     monkeypatch.setattr(Worker, "score", unseen)
     run(tmp_path, cache=4 * 32 * len(TEXTS))
     assert dict(results(tmp_path)[0]) == expected
