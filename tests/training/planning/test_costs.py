@@ -173,6 +173,14 @@ def test_the_loss_of_a_large_batch_does_not_grow_with_the_square(tiny_config):
     assert small == large == 3 * 3 * 4 * 2**24
 
 
+def test_of_frozen_weights_only_the_layer_that_is_recomputed_has_a_copy():
+    peft = pytest.importorskip("peft")
+    keys = {"bf16": True, "adapter": peft.LoraConfig(r=2, target_modules=["q_proj"])}
+    kept, recomputed = (estimate_memory(CONFIG, 1, 0, gradient_checkpointing=each, **keys).state for each in (0, 1))
+    layers = count_parameters(CONFIG) - CONFIG.vocab_size * CONFIG.hidden_size
+    assert kept - recomputed == pytest.approx(2 * layers * 2 / 3, abs=2)
+
+
 def test_shards_are_gathered_layer_by_layer():
     config = F2LLMConfig.from_family("f2llm-v2-0.6b")
     one, eight = (estimate_memory(config, 4096, 0, processes=count, sharded=True) for count in (1, 8))
