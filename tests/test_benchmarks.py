@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import gpu, gpu_speed, run
+from tests.benchmarks import gpu, gpu_speed, prediction, run
 from tests.benchmarks.common import describe_hardware
 from tests.benchmarks.gpu_common import Bench, largest_that_fits
 from tests.benchmarks.gpu_report import GOALS, failures, markdown
@@ -241,3 +241,12 @@ def test_sizes_are_halved_until_they_fit():
     assert largest_that_fits(9, measure) == 2
     with pytest.raises(torch.OutOfMemoryError):
         largest_that_fits(1, lambda size: measure(3))
+
+
+def test_what_is_predicted_is_trained_in_tiny(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    cases = ["adapter, bf16, checkpointing", "teacher"]
+    assert prediction.main(["--quick", "--output", str(tmp_path), "--only", *cases]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == cases
+    assert all(0.5 < float(row[3]) < 2 for row in rows[2:])

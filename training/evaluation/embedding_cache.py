@@ -41,11 +41,15 @@ class EmbeddingCache:
             key: (number, row) for number, rows in enumerate(files) for row, key in enumerate(rows["key"].tolist())
         }
 
+    def close(self) -> None:
+        """Hold nothing: an open file would take its place on the disk after it is deleted, by any process."""
+        self._embeddings, self._places = [], {}
+
     def clear(self) -> None:
         """Delete all files."""
+        self.close()
         for path in self.folder.iterdir():
             path.unlink()
-        self.refresh()
 
     def add(self, keys: Sequence[bytes], embeddings: Floats) -> None:
         """Write the ``(n, width)`` embeddings of ``n`` keys as one file."""

@@ -1,17 +1,14 @@
-"""Pairs of queries and passages: how often a model finds a passage, sampled in training and reported after a stage."""
+"""Pairs of queries and passages: how often a model finds a passage, sampled in training."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -31,22 +28,14 @@ from torch.nn.functional import normalize as unit
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from training.common.errors import UserError
-from training.common.languages import iso639_3, usual_script
-from training.common.outputs import locked, write_whole
-from training.common.run_folder import run_of
+from training.common.languages import usual_script
 from training.common.yaml_file import RULE
 from training.config.arguments import StageArguments
 from training.data.cleaning.normalise import normalise
 from training.data.published import columns_of
 from training.evaluation.encoding import quantized, unit_length
-from training.evaluation.figures import find_log
-from training.evaluation.records import PRECISIONS, ModelRecord, Score, layers_text, load_evaluation
-from training.evaluation.report import write_report
-from training.evaluation.summary import known_rows
-from training.models.encoders import exit_sizes, load_encoder, trained_exits, with_exits
 from training.models.encoding import embed_batch, lay_out
 from training.models.model_folder import user_error
-from training.models.model_ref import resolve
 
 TASK, TFIDF = "HeldOutPairs", "TF-IDF"
 # Ranks that nDCG looks at.
@@ -324,117 +313,3 @@ class PairsCallback(TrainerCallback):
             queries, candidates = embeddings.split([len(self._pairs.queries), len(self._pairs.candidates)])
             values = [each for dim in self._dims for each in ranking_scores(queries, candidates, self._pairs, dim)]
         metrics.update(broadcast_object_list([dict(zip(self.metric_names, values, strict=True))])[0])
-
-
-def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
-    """Evaluate a finished model on a stage's pairs, write the result to ``path``, and print it.
-
-    The report of all stages of the recipe goes to ``report/`` beside it.
-    """
-    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
-    reference = resolve(str(folder), "output_dir")
-    model = load_encoder(reference, "output_dir")
-    width = model.get_embedding_dimension()
-    dims = args.train_dims(width) or [width]
-    # The configuration of an adapter is its base's.
-    depth = getattr(getattr(model[0], "config", None), "num_hidden_layers", 0)
-    exits = trained_exits(model) if args.prunes else args.train_exits(depth)
-    if exits:
-        model = with_exits(model, exits, "exit_layers")
-    by_exit = encode_pairs(model, pairs).by_exit(len(exits or [0]))
-    encoded = by_exit[-1]
-    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
-    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
-    if exits:
-        accuracies = [evaluate_pairs(found, baseline, dims)["accuracy"] for found in by_exit]
-        result["exits"] = dict(zip(map(str, exits), accuracies, strict=True))
-    # The same recipe may be resumed twice at once.
-    with locked(path):
-        write_whole(path, json.dumps(result, indent=2) + "\n")
-    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
-    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
-    record = ModelRecord(
-        str(folder.parent),
-        parameters=sum(weights.numel() for weights in model.parameters()),
-        dimension=width,
-        texts_per_second=encoded.texts_per_second,
-        identity=reference.identity,
-    )
-    output = path.parent / "report"
-    with locked(output):
-        # Beside earlier stages of the recipe and the baseline.
-        evaluation = load_evaluation(output, missing_ok=True)
-        *smaller, _ = exit_sizes(model).items() or [None]
-        records = [*(record.of_exit(*each) for each in smaller), record]
-        for each in (*records, ModelRecord(TFIDF)):
-            evaluation.add_model(each)
-        evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
-        for (each, found), precision, dim in product(zip(records, by_exit, strict=True), PRECISIONS, dims):
-            evaluation.put(*language_scores(each.label, pairs, found.hits(dim, precision), dim, precision))
-        evaluation.save(output)
-        names = dict.fromkeys(each.name for each in evaluation.models)
-        shown = write_report(
-            evaluation,
-            output,
-            compare=(record.label, TFIDF),
-            rows=known_rows(Path(args.manifest) if args.manifest else None),
-            runs=[run for name in names if (run := run_of(name)) is not None and find_log(run)],
-            title=f"Evaluation of {output.parent}",
-        )
-    sys.stdout.write(f"{shown}\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
-    return result
-
-
-def language_scores(
-    label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
-) -> tuple[list[Score], dict[str, np.ndarray]]:
-    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
-    known = pairs.languages is not None
-    # mteb's name of a task without subsets.
-    codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
-    scores, examples = [], {}
-    for code, found in pd.Series(hits, dtype=np.float32).groupby(np.array(codes), sort=False):
-        task = (TASK, "Retrieval", code, (code,) if known else ())
-        value = round(float(found.mean()), 6)
-        scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))
-        examples[scores[-1].key] = found.to_numpy()
-    return scores, examples
-
-
-def _code(language: str, script: str) -> str:
-    try:
-        return f"{iso639_3(language)}-{script}"
-    except ValueError:
-        # The user's name of a language.
-        return f"{language}-{script}"
-
-
-def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
-    """Format the result for a terminal: widths, then the scripts with the most queries."""
-    accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
-    tables = [accuracies.reset_index()]
-    if "exits" in result:
-        exits = {layers_text(int(layers)): accuracies for layers, accuracies in result["exits"].items()}
-        tables.append(pd.DataFrame(exits).rename_axis("dimensions").reset_index())
-    if result["scripts"]:
-        scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
-        tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())
-    return "\n\n".join(each.to_string(index=False, float_format="%.3f") for each in tables)
-
-
-def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
-    """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
-    full = max(map(int, accuracy))
-    width = min(int(each) for each, score in accuracy.items() if score >= 0.95 * accuracy[str(full)])
-    truncated = "" if width == full else f", truncate_dim={width}"
-    candidates = dict.fromkeys([pairs.candidates[pairs.relevant[0][0]], *pairs.candidates[:3]])
-    texts = [pairs.queries[0], *candidates][:4]
-    query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
-    return (
-        "from sentence_transformers import SentenceTransformer\n\n"
-        f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
-        f"query = model.encode_query({query!r})\n"
-        f"passages = model.encode_document({passages!r})\n"
-        # Cosine: truncated embeddings are not normalized.
-        "print(model.similarity(query, passages))\n"
-    )

@@ -66,7 +66,8 @@ def evaluate_tasks(
     """
     record, names = model.record, [task.metadata.name for task in tasks]
     # First: results of a killed command may be of another model, or of an earlier state of this one.
-    _collect(evaluation, job, names)
+    left_behind = sorted((job.folder / "scores").glob("*"))
+    _collect(evaluation, job, names, [load_evaluation(folder, missing_ok=True) for folder in left_behind])
     for each in model.records:
         evaluation.add_model(each)
     worker = Worker(job, model, tasks)
@@ -90,11 +91,13 @@ def evaluate_tasks(
         started = time.perf_counter()
         encoded += sum(_together(worker, "encode", parts))
         seconds += time.perf_counter() - started
-        _together(worker, "score", sorted(wave, key=lambda name: -_size(asked[name])))
+        scored = _together(worker, "score", sorted(wave, key=lambda name: -_size(asked[name])))
         if encoded:
             evaluation.add_model(replace(record, texts_per_second=encoded / seconds))
-        _collect(evaluation, job, names)
+        _collect(evaluation, job, names, scored)
         worker.cache.clear()
+    # Otherwise the other processes would hold two models when the next one is loaded.
+    on_all_processes([_worker.cache_clear] * process_count())
     shutil.rmtree(job.folder)
     total = sum(map(_size, asked.values()))
     logger.info("%s: %d texts of %d tasks, %d encoded in %.0f s", record.label, total, len(left), encoded, seconds)
@@ -118,10 +121,8 @@ def _worker(job: Job) -> Worker:
     return Worker(job, load_model(*job.model), find_tasks(*job.tasks))
 
 
-def _collect(evaluation: Evaluation, job: Job, names: Sequence[str]) -> None:
-    """Move what processes have scored into the evaluation, in the order of the tasks."""
-    folders = sorted((job.folder / "scores").glob("*"))
-    found = [load_evaluation(folder, missing_ok=True) for folder in folders]
+def _collect(evaluation: Evaluation, job: Job, names: Sequence[str], found: Sequence[Evaluation]) -> None:
+    """Add what processes have scored to the evaluation, in the order of the tasks, and drop their files."""
     for record in (record for each in found for record in each.models):
         evaluation.add_model(record)
     place = {name: number for number, name in enumerate(names)}
@@ -131,8 +132,7 @@ def _collect(evaluation: Evaluation, job: Job, names: Sequence[str]) -> None:
     for each in found:
         evaluation.failures |= each.failures
     evaluation.save(job.output)
-    for folder in folders:
-        shutil.rmtree(folder)
+    shutil.rmtree(job.folder / "scores", ignore_errors=True)
 
 
 def _waves(asked: Mapping[str, Texts], most: float) -> Iterator[list[str]]:
@@ -141,7 +141,7 @@ def _waves(asked: Mapping[str, Texts], most: float) -> Iterator[list[str]]:
     held: set[tuple[Any, str]] = set()
     for name, texts in asked.items():
         own = {(group, text) for group, each in texts.items() for text in each}
-        if wave and len(held | own) > most:
+        if wave and len(held) + len(own - held) > most:
             yield wave
             wave, held = [], set()
         wave.append(name)
@@ -219,8 +219,8 @@ class Worker:
             self.cache.add([self.cache.key(text, prompt, side) for text in texts], embeddings)
         return self.store.encoded - before
 
-    def score(self, names: Sequence[str]) -> None:
-        """Score tasks; after each, its results are on disk, in mteb's format and for :func:`_collect`."""
+    def score(self, names: Sequence[str]) -> Evaluation:
+        """Return the scores of tasks; after each, its results are on disk, in mteb's format and for a new start."""
         self.cache.refresh()
         label, known, own = self.record.label, load_evaluation(self.job.output), Evaluation(self.model.records)
         for name in self._claimed(names, "score"):
@@ -229,6 +229,8 @@ class Worker:
             with self._forgetting(task), quietly():
                 evaluate_task(label, task, left, own, mteb.ResultCache(self.job.output / "mteb"))
             own.save(self.job.folder / "scores" / str(self._rank))
+        self.cache.close()
+        return own
 
     def _claimed(self, parts: Sequence[str], step: str) -> Iterator[str]:
         for number in tqdm(range(len(parts)), desc=f"{self.record.label}: {step}", disable=self._rank > 0):

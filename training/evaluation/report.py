@@ -1,4 +1,4 @@
-"""Report of an evaluation: tables and figures as one HTML page, as Markdown and as JSON."""
+"""Report of an evaluation, of tasks or of a stage's pairs: tables and figures as one HTML page, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -10,34 +10,47 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from textwrap import indent
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
-from training.common.outputs import check_output, write_whole
+from training.common.languages import iso639_3
+from training.common.outputs import check_output, locked, write_whole
+from training.common.run_folder import run_of
+from training.config.arguments import StageArguments
 from training.evaluation.figures import (
     curves_figure,
     dimensions_figure,
+    find_log,
     languages_figure,
     learning_figure,
     load_curves,
     pareto_figure,
     save,
 )
+from training.evaluation.pairs import TASK, TFIDF, Pairs, encode_pairs, evaluate_pairs, load_pairs, nearest_by_tfidf
 from training.evaluation.records import (
     EXAMPLES,
     PRECISIONS,
     SCORES,
     Evaluation,
+    ModelRecord,
     Score,
     bytes_per_vector,
     finished_models,
+    layers_text,
     load_evaluation,
 )
 from training.evaluation.significance import Interval, TaskComparison, compare_models
-from training.evaluation.summary import Summary, summarize, training_rows
+from training.evaluation.summary import Summary, known_rows, summarize, training_rows
+from training.models.encoders import exit_sizes, load_encoder, trained_exits, with_exits
+from training.models.model_ref import resolve
 
 logger = logging.getLogger("training")
 
@@ -200,3 +213,117 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters["shown"] = _shown
+
+
+def evaluate_and_report(folder: Path, args: StageArguments, path: Path) -> dict[str, Any]:
+    """Evaluate a finished model on a stage's pairs, write the result to ``path``, and print it.
+
+    The report of all stages of the recipe goes to ``report/`` beside it.
+    """
+    pairs = load_pairs(args.evaluation_pairs, args.evaluation_candidates)
+    reference = resolve(str(folder), "output_dir")
+    model = load_encoder(reference, "output_dir")
+    width = model.get_embedding_dimension()
+    dims = args.train_dims(width) or [width]
+    # The configuration of an adapter is its base's.
+    depth = getattr(getattr(model[0], "config", None), "num_hidden_layers", 0)
+    exits = trained_exits(model) if args.prunes else args.train_exits(depth)
+    if exits:
+        model = with_exits(model, exits, "exit_layers")
+    by_exit = encode_pairs(model, pairs).by_exit(len(exits or [0]))
+    encoded = by_exit[-1]
+    baseline = pairs.hits(nearest_by_tfidf(pairs.queries, pairs.candidates))
+    result = {**evaluate_pairs(encoded, baseline, dims), "model": str(folder), "identity": reference.identity}
+    if exits:
+        accuracies = [evaluate_pairs(found, baseline, dims)["accuracy"] for found in by_exit]
+        result["exits"] = dict(zip(map(str, exits), accuracies, strict=True))
+    # The same recipe may be resumed twice at once.
+    with locked(path):
+        write_whole(path, json.dumps(result, indent=2) + "\n")
+    found = f"Finding the passages of {len(pairs.queries)} queries among {len(pairs.candidates)} candidates"
+    sys.stdout.write(f"\n{found} ({args.evaluation_pairs})\n\n{table(result)}\n\n{path}\n")
+    record = ModelRecord(
+        str(folder.parent),
+        parameters=sum(weights.numel() for weights in model.parameters()),
+        dimension=width,
+        texts_per_second=encoded.texts_per_second,
+        identity=reference.identity,
+    )
+    output = path.parent / "report"
+    with locked(output):
+        # Beside earlier stages of the recipe and the baseline.
+        evaluation = load_evaluation(output, missing_ok=True)
+        *smaller, _ = exit_sizes(model).items() or [None]
+        records = [*(record.of_exit(*each) for each in smaller), record]
+        for each in (*records, ModelRecord(TFIDF)):
+            evaluation.add_model(each)
+        evaluation.put(*language_scores(TFIDF, pairs, baseline, 0, "float32"))
+        for (each, found), precision, dim in product(zip(records, by_exit, strict=True), PRECISIONS, dims):
+            evaluation.put(*language_scores(each.label, pairs, found.hits(dim, precision), dim, precision))
+        evaluation.save(output)
+        names = dict.fromkeys(each.name for each in evaluation.models)
+        shown = write_report(
+            evaluation,
+            output,
+            compare=(record.label, TFIDF),
+            rows=known_rows(Path(args.manifest) if args.manifest else None),
+            runs=[run for name in names if (run := run_of(name)) is not None and find_log(run)],
+            title=f"Evaluation of {output.parent}",
+        )
+    sys.stdout.write(f"{shown}\nUse the model:\n\n{indent(usage(folder, pairs, result['accuracy']), '    ')}")
+    return result
+
+
+def language_scores(
+    label: str, pairs: Pairs, hits: np.ndarray, dimension: int, precision: str
+) -> tuple[list[Score], dict[str, np.ndarray]]:
+    """Return accuracy@1 of a model's width and precision by language, and the hits of each language's queries."""
+    known = pairs.languages is not None
+    # mteb's name of a task without subsets.
+    codes = list(map(_code, pairs.languages, pairs.scripts)) if known else ["default"] * len(pairs.queries)
+    scores, examples = [], {}
+    for code, found in pd.Series(hits, dtype=np.float32).groupby(np.array(codes), sort=False):
+        task = (TASK, "Retrieval", code, (code,) if known else ())
+        value = round(float(found.mean()), 6)
+        scores.append(Score(label, *task, dimension, precision, "accuracy_at_1", value, len(found)))
+        examples[scores[-1].key] = found.to_numpy()
+    return scores, examples
+
+
+def _code(language: str, script: str) -> str:
+    try:
+        return f"{iso639_3(language)}-{script}"
+    except ValueError:
+        # The user's name of a language.
+        return f"{language}-{script}"
+
+
+def table(result: Mapping[str, Any], most_scripts: int = 12) -> str:
+    """Format the result for a terminal: widths, then the scripts with the most queries."""
+    accuracies = pd.Series({**result["accuracy"], TFIDF: result["tfidf"]}, name="accuracy@1").rename_axis("dimensions")
+    tables = [accuracies.reset_index()]
+    if "exits" in result:
+        exits = {layers_text(int(layers)): accuracies for layers, accuracies in result["exits"].items()}
+        tables.append(pd.DataFrame(exits).rename_axis("dimensions").reset_index())
+    if result["scripts"]:
+        scripts = pd.DataFrame.from_dict(result["scripts"], orient="index").rename(columns={"tfidf": TFIDF})
+        tables.append(scripts.nlargest(most_scripts, "pairs").rename_axis("script").reset_index())
+    return "\n\n".join(each.to_string(index=False, float_format="%.3f") for each in tables)
+
+
+def usage(folder: Path, pairs: Pairs, accuracy: Mapping[str, float]) -> str:
+    """Return a program that finds a query's passage with the model, at the narrowest width that keeps 95 %."""
+    full = max(map(int, accuracy))
+    width = min(int(each) for each, score in accuracy.items() if score >= 0.95 * accuracy[str(full)])
+    truncated = "" if width == full else f", truncate_dim={width}"
+    candidates = dict.fromkeys([pairs.candidates[pairs.relevant[0][0]], *pairs.candidates[:3]])
+    texts = [pairs.queries[0], *candidates][:4]
+    query, *passages = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({str(folder)!r}{truncated})\n"
+        f"query = model.encode_query({query!r})\n"
+        f"passages = model.encode_document({passages!r})\n"
+        # Cosine: truncated embeddings are not normalized.
+        "print(model.similarity(query, passages))\n"
+    )

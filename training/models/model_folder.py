@@ -222,9 +222,14 @@ def count_parameters(config: F2LLMConfig) -> int:
         return F2LLMModel(deepcopy(config)).num_parameters()
 
 
+def count_looked_up(config: F2LLMConfig) -> int:
+    """Return the parameters that a token looks up and does not multiply: the embeddings, or their first factor."""
+    return config.vocab_size * max(config.embedding_ranks or [config.hidden_size])
+
+
 def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> float:
     """Return the floating-point operations of a forward pass over texts, given the sums of (squared) token counts."""
-    weights = count_parameters(config) - config.vocab_size * config.hidden_size
+    weights = count_parameters(config) - count_looked_up(config)
     width = config.num_attention_heads * config.head_dim
     return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
 

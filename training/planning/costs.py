@@ -32,7 +32,7 @@ from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation, make_projection, read_width
 from training.distillation.teacher import Teacher
 from training.models.adapters import adapter_config, add_adapter
-from training.models.model_folder import count_parameters, forward_flops
+from training.models.model_folder import count_looked_up, count_parameters, forward_flops
 from training.planning.batches import Batches
 from training.stages.setup import make_trainer, model_options
 from training.trainer.monitor import peak_memory, reset_peak_memory
@@ -121,12 +121,15 @@ def loss_bytes(args: StageArguments, config: F2LLMConfig, rows: int, texts: int,
     matrices += widths * (_OF_SPREAD * bool(args.spread_weight) + _OF_SCORES * of_scores) * pairs
     if args.mask_duplicates or args.mask_false_negatives is not None:
         matrices += pairs / 4
+    # Each exit has its own embeddings and cosines.
+    exits = len(args.train_exits(config.num_hidden_layers) or [0])
+    matrices *= exits
     if args.mask_false_negatives is not None:
         # Their cosines are compared at once, before the loss.
         matrices = max(matrices, (3 + 1 / 4) * pairs)
     if args.task_types is not None and not {"retrieval", "similarity"} & {*args.task_types}:
         matrices = 0
-    copies = _COPIES_OF_EMBEDDINGS * config.hidden_size
+    copies = exits * _COPIES_OF_EMBEDDINGS * config.hidden_size
     if teacher_width:
         copies += _COPIES_WITH_TEACHER * (config.hidden_size + teacher_width)
     return int(4 * (matrices + copies * texts))
@@ -176,10 +179,11 @@ def estimate_memory(
         state = parameters * _BYTES_PER_FROZEN + trained * _BYTES_PER_PARAMETER
     if processes > 1:
         state = state // processes if sharded else state + trained * _BYTES_OF_BUCKETS
-    table = config.vocab_size * config.hidden_size
+    table = count_looked_up(config)
     if bf16:
-        # Autocast, or the graph if weights are frozen, keeps a copy of the weights of the layers.
-        state += 2 * (parameters - table)
+        # Autocast keeps a copy of the weights of the layers; if these are frozen, the graph does, of what it has.
+        recomputed = adapter is not None and gradient_checkpointing
+        state += 2 * (parameters - table) // (config.num_hidden_layers if recomputed else 1)
     outside, layer = kept or kept_bytes(config, bf16, adapter)
     per_token = outside + config.num_hidden_layers * layer
     if gradient_checkpointing:
@@ -224,7 +228,7 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
     fields = config.to_dict()
     fields |= {name: fields[name] // heads for name in ("num_attention_heads", "hidden_size", "intermediate_size")}
     fields |= {"num_key_value_heads": 1, "matryoshka_dimensions": None, "is_matryoshka": False}
-    fields |= {"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    fields |= {"embedding_ranks": None, "vocab_size": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     fields |= {"num_hidden_layers": layers, "max_window_layers": layers}
     model = F2LLMModel(F2LLMConfig.from_dict({**fields, "layer_types": (2 * config.layer_types)[:layers]})).train()
     if adapter is not None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +107,11 @@ def _origin_of(args: StageArguments, earlier: Mapping[str, Origin], sources: Seq
     else:
         config = make_config(args, tokenizer)
     args.check_family(config)
+    if args.embedding_ranks or args.prunes:
+        args.check_ranks(config)
+        config = deepcopy(config)
+        # What is cut has one matrix of token embeddings.
+        config.embedding_ranks = None if args.prunes else sorted({*args.embedding_ranks})
     return Origin(config, tokenizer)
 
 
@@ -149,7 +155,7 @@ class Plan(NamedTuple):
     training: Batches = Batches()
     seconds: float = 0.0  # 0 if nothing was measured
     estimate: partial[costs.MemoryEstimate] | None = None  # memory with other keys
-    seconds_on: Callable[[Fleet], float] = lambda fleet: 0.0  # of the whole stage, predicted
+    seconds_on: Callable[[Fleet], float] = lambda fleet: 0.0  # of the whole stage and a teacher's cache, predicted
 
 
 def _lines(stage: Stage, summary: str, inputs: Sequence[Input], facts: Mapping[str, str]) -> list[str]:
@@ -192,7 +198,6 @@ def make_plan(
         teacher = _teacher_config(args, earlier, inputs)
         args.train_dims(origin.config.hidden_size)
         args.train_exits(origin.config.num_hidden_layers)
-        args.check_ranks(origin.config)
         adapter = adapter_config(args)
         if away is None and origin.tokenizer is not None:
             there = any(each.key == "teacher" and not each.missing for each in inputs)
@@ -211,24 +216,21 @@ def make_plan(
     cached, online = (teacher, None) if args.teacher_cache_dir else (None, teacher)
     sums = (steps, training, validation, evaluations)
     flops = costs.stage_flops(args, config, online, *sums)
-    kept, of_teacher = costs.kept_bytes(config, args.bf16, adapter), 0.0
+    half = args.bf16 or args.fp16
+    kept, of_teacher = costs.kept_bytes(config, half, adapter), 0.0
     parameters, sharded = count_parameters(config), is_sharded(args)
     widths = teacher.hidden_size if teacher else 0
     loss = costs.loss_bytes(args, config, min(args.global_batch_size, data.rows), training.most_texts, widths)
-    known = {"config": config, "chunk_tokens": training.most_chunk_tokens, "loss": loss, "bf16": args.bf16}
+    known = {"config": config, "chunk_tokens": training.most_chunk_tokens, "loss": loss, "bf16": half}
     known |= {"gradient_checkpointing": args.activation_checkpointing, "processes": processes, "sharded": sharded}
     known |= {"adapter": adapter, "kept": kept, "parameters": parameters}
     if online is not None:
-        known["teacher"], of_teacher = count_parameters(online), costs.kept_bytes(online, args.bf16).of(online)
+        known["teacher"], of_teacher = count_parameters(online), costs.kept_bytes(online, half).of(online)
     estimate = partial(costs.estimate_memory, **known)
     memory = estimate()
     traffic = costs.stage_traffic(args, kept.of(config), of_teacher, *sums)
     optimized = parameters if adapter is None else costs.count_adapter(config, adapter)
     optimized /= processes if sharded else 1
-
-    def seconds_on(fleet: Fleet) -> float:
-        return fleet.seconds(args, flops, traffic, steps, loss, optimized)
-
     about = "about " if data.prepared is None else ""
     ends = "" if args.early_stopping_patience is None else ", fewer if it is stopped early"
     pairs = f" (up to {args.evaluation_sample:,} pairs in each, not counted here)" if args.evaluation_sample else ""
@@ -241,21 +243,31 @@ def make_plan(
         "evaluations": f"{evaluations:,}{pairs}, checkpoints {checkpoints:,}",
         **_cost_facts(memory, flops, "weights, gradients, optimizer"),
     }
-    seconds, encoded = 0.0, evaluations * validation.count * validation.tokens
-    if cached is not None and data.prepared:
-        texts, tokens = (sum(source.description[what] for source in data.prepared) for what in ("texts", "tokens"))
+    if args.needs_teacher and teacher is None:
+        facts["not counted"] = "the teacher, which is no Qwen3: its memory, operations and time"
+    seconds = fill = filled = 0.0
+    encoded = evaluations * validation.count * validation.tokens
+    if cached is not None:
+        texts, tokens = (training.count * each for each in (training.texts, training.tokens))
+        if data.prepared is not None:
+            texts, tokens = (sum(source.description[what] for source in data.prepared) for what in ("texts", "tokens"))
         # As if all texts had the same length: attention is a small part of the cost.
-        own, theirs = (forward_flops(each, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
-        encoded += tokens * theirs / own
+        own, fill = (forward_flops(each, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
+        encoded += tokens * fill / own
+        filled = tokens * costs.kept_bytes(cached, half).of(cached)
         facts["cache"] = (
-            f"the teacher embeds {texts:,} texts of {tokens:,} tokens once for all students, less what is there "
-            f"already: {operations(theirs)}, {size(2 * texts * cached.hidden_size)} on disk"
+            f"the teacher embeds {texts:,.0f} texts of {tokens:,.0f} tokens once for all students, less what is there "
+            f"already: {operations(fill)}, {size(2 * texts * cached.hidden_size)} on disk"
         )
     if measure:
         each, peak = costs.measure_stage(stage, config, data.prepared, origin.tokenizer, online)
         # A step takes three times the operations of a forward pass.
         seconds = (steps * training.tokens + encoded / 3) * each
         facts["time"] = f"{duration(seconds)}; measured {1 / each:,.0f} tokens a second, {size(peak)} at most in use"
+
+    def seconds_on(fleet: Fleet) -> float:
+        return fleet.seconds(args, flops + fill, traffic + filled, steps, loss, optimized)
+
     summary = f"{about}{data.rows:,} rows of {data.sources:,} sources, {parameters:,} parameters{trained}"
     lines = _lines(stage, summary, inputs, facts)
     return Plan(lines, origin, memory, flops, steps, evaluations, checkpoints, training, seconds, estimate, seconds_on)

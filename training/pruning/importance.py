@@ -5,13 +5,14 @@ A model that was measured once can be cut to any shape by any of the methods in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,9 +20,15 @@ from torch import Tensor, nn
 
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
+from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import whole_file
 from training.common.run_folder import IMPORTANCE_FILE
+from training.data.prepared import PreparedSource
+from training.models.encoding import packed_texts
 from training.models.model_folder import user_error
+
+# The draw of texts that calibrate, and tokens of a pass over them.
+_CALIBRATION, TOKENS_AT_ONCE = 41, 8192
 
 
 @dataclass(frozen=True)
@@ -162,3 +169,22 @@ def _squared_norm(weight: Tensor, dim: int) -> Tensor:
 def _normed(norm: nn.Module, stream: Tensor) -> Tensor:
     """``(h,)`` mean square of a norm's output for channels of these mean squares."""
     return norm.weight.detach().float().square() * stream / stream.mean().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def calibration_batches(
+    sources: Sequence[PreparedSource], texts: int, seed: int, max_tokens: int | None = None
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Pack ``texts`` texts, as many of every source, drawn by key, into batches of token ids and lengths."""
+    for source, drawn in calibration_texts(sources, texts, seed):
+        for batch in packed_texts(source, drawn, max_tokens or TOKENS_AT_ONCE):
+            yield batch.input_ids, batch.lengths
+
+
+def calibration_texts(
+    sources: Sequence[PreparedSource], texts: int, seed: int
+) -> Iterator[tuple[PreparedSource, np.ndarray]]:
+    """Yield each source with the positions of the texts that are drawn from it."""
+    each = -(-texts // len(sources))
+    for source in sources:
+        draws = keyed_bits(seed, _CALIBRATION, text_key(source.name), np.arange(source.description["texts"]))
+        yield source, np.sort(np.argsort(draws, kind="stable")[:each])

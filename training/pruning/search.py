@@ -7,6 +7,7 @@ is shallower, has a smaller MLP or a smaller vocabulary.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -26,12 +27,17 @@ from modeling_f2llm.configuration_f2llm import F2LLMConfig
 from modeling_f2llm.modeling_f2llm import F2LLMModel
 from training.common.errors import UserError
 from training.common.outputs import write_whole
+from training.common.run_folder import PRUNING_SEARCH
 from training.common.yaml_file import unknown_key
-from training.data.prepared import text_table
+from training.config.arguments import StageArguments
+from training.data.prepared import PreparedSource, text_table
 from training.models.encoding import balanced_chunks, embed_chunk
+from training.pruning.importance import TOKENS_AT_ONCE, calibration_texts
 from training.pruning.plan import BUDGET_KEYS, PRUNED_FIELDS, PruningPlan, pruned_config
 from training.pruning.pruning import apply_plan
-from training.pruning.vocabulary import trim_vocabulary
+from training.pruning.vocabulary import rank_tokens, trim_vocabulary
+
+logger = logging.getLogger("training")
 
 # Names of dtypes in safetensors files, and bytes of a number.
 _DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -322,3 +328,32 @@ class Search:
         chosen, *rejected = self._rows(config)
         content = {"budget": str(self.budget), "dtype": self.budget.dtype, "chosen": chosen, "rejected": rejected}
         write_whole(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def search_shape(
+    model: F2LLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: Budget,
+    plan_of: Callable[[F2LLMConfig], PruningPlan],
+    sources: Sequence[PreparedSource],
+    counts: np.ndarray,
+    args: StageArguments,
+) -> tuple[Shape, list[int]]:
+    """Return the shape of the least loss within a budget, and the tokens that it keeps, given how often each occurs."""
+    ranked, vocabularies = [], [model.config.vocab_size]
+    if args.trim_vocabulary:
+        ranked, fewest = rank_tokens(tokenizer, counts)
+        vocabularies = vocabulary_sizes(len(ranked), fewest)
+    shapes = possible_shapes(model.config, budget, vocabularies)
+    texts = [
+        [source.tokens(text) for text in drawn]
+        for source, drawn in calibration_texts(sources, args.calibration_texts, args.seed)
+    ]
+    at_once = args.max_tokens_per_forward or TOKENS_AT_ONCE
+    reads = (texts, args.max_length, at_once, args.temperature, args.bf16)
+    losses = score_shapes(model.to(args.device), tokenizer, ranked, shapes, plan_of, *reads)
+    model.cpu()
+    search = Search.of(budget, shapes, losses)
+    search.save(Path(args.output_dir) / PRUNING_SEARCH, model.config)
+    logger.info("shapes of %s:\n%s", budget, search.table(model.config))
+    return search.shapes[0], ranked[: search.shapes[0].vocab_size]

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128
 
 from modeling_f2llm.configuration_f2llm import F2LLMConfig
@@ -25,7 +23,6 @@ from modeling_f2llm.modeling_f2llm import F2LLMModel
 from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from training.common import run_folder
 from training.common.errors import InterruptedTrainingError, OutputError, StoppedError, UserError, in_one_line
-from training.common.keyed import keyed_bits, text_key
 from training.common.outputs import check_output, locked, new_folder, write_whole
 from training.common.run_folder import DATA, FINAL_MODEL, IMPORTANCE_FILE, RECIPE, holds_model, last_checkpoint
 from training.common.yaml_file import load_yaml
@@ -33,15 +30,13 @@ from training.config.arguments import StageArguments
 from training.config.checks import unread_keys
 from training.config.recipe import Recipe, Stage, made_by, require_inputs
 from training.data.prepared import PreparedSource
-from training.evaluation.pairs import evaluate_and_report
-from training.evaluation.report import check_report_folder
-from training.models.encoding import packed_texts
+from training.evaluation.report import check_report_folder, evaluate_and_report
 from training.models.model_ref import base_of
 from training.models.saved_prompts import given_prompt, kept_prompts, set_query_prompt
-from training.pruning.importance import Importance, calibrate
+from training.pruning.importance import Importance, calibrate, calibration_batches
 from training.pruning.plan import PruningPlan, default_hidden, make_plan, pruned_config
 from training.pruning.pruning import apply_plan
-from training.pruning.search import Budget, Search, Shape, possible_shapes, score_shapes, vocabulary_sizes
+from training.pruning.search import Budget, possible_shapes, search_shape
 from training.pruning.vocabulary import rank_tokens, trim_vocabulary
 from training.stages.continuation import Changes, check_data, check_keys, note_changes
 from training.stages.mining import MINED
@@ -58,8 +53,6 @@ _VOCABULARY = "vocabulary.json"
 _PREPARATIONS = {"prepared", "tokenizer", ".tokenizer.partial", ".tokenizer.lock", f".{RECIPE}.partial"}
 _PREPARATIONS |= {f".{FINAL_MODEL}.lock", MINED, f".{MINED}.lock"}
 _PREPARATIONS |= {IMPORTANCE_FILE, run_folder.PRUNING_PLAN, run_folder.PRUNING_SEARCH, _VOCABULARY}
-# The draw of texts that calibrate, and tokens of a pass over them.
-_CALIBRATION, _TOKENS_AT_ONCE = 41, 8192
 
 
 class Uploads(NamedTuple):
@@ -319,7 +312,7 @@ def prune_stage(stage: Stage) -> None:
     if args.prune_to is not None:
         plan_of = _planner(model, sources, args)
         if budget is not None:
-            shape, used = _search_shape(model, tokenizer, budget, plan_of, sources, counts, args)
+            shape, used = search_shape(model, tokenizer, budget, plan_of, sources, counts, args)
             target = shape.cut(model.config)
         plan = plan_of(target)
         plan.save(output_dir / run_folder.PRUNING_PLAN)
@@ -359,51 +352,3 @@ def _planner(
     hidden, why = (args.prune_hidden, "as its key says") if args.prune_hidden else default_hidden(model.config, written)
     logger.info("prune_hidden: %s, %s", hidden, why)
     return partial(make_plan, model.config, importance=importance, hidden=hidden, layers=args.prune_layers)
-
-
-def _search_shape(
-    model: F2LLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    budget: Budget,
-    plan_of: Callable[[F2LLMConfig], PruningPlan],
-    sources: Sequence[PreparedSource],
-    counts: np.ndarray,
-    args: StageArguments,
-) -> tuple[Shape, list[int]]:
-    """Return the shape of the least loss within a budget, and the tokens that it keeps, given how often each occurs."""
-    ranked, vocabularies = [], [model.config.vocab_size]
-    if args.trim_vocabulary:
-        ranked, fewest = rank_tokens(tokenizer, counts)
-        vocabularies = vocabulary_sizes(len(ranked), fewest)
-    shapes = possible_shapes(model.config, budget, vocabularies)
-    texts = [
-        [source.tokens(text) for text in drawn]
-        for source, drawn in _calibration_texts(sources, args.calibration_texts, args.seed)
-    ]
-    at_once = args.max_tokens_per_forward or _TOKENS_AT_ONCE
-    reads = (texts, args.max_length, at_once, args.temperature, args.bf16)
-    losses = score_shapes(model.to(args.device), tokenizer, ranked, shapes, plan_of, *reads)
-    model.cpu()
-    search = Search.of(budget, shapes, losses)
-    search.save(Path(args.output_dir) / run_folder.PRUNING_SEARCH, model.config)
-    logger.info("shapes of %s:\n%s", budget, search.table(model.config))
-    return search.shapes[0], ranked[: search.shapes[0].vocab_size]
-
-
-def calibration_batches(
-    sources: Sequence[PreparedSource], texts: int, seed: int, max_tokens: int | None = None
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """Pack ``texts`` texts, as many of every source, drawn by key, into batches of token ids and lengths."""
-    for source, drawn in _calibration_texts(sources, texts, seed):
-        for batch in packed_texts(source, drawn, max_tokens or _TOKENS_AT_ONCE):
-            yield batch.input_ids, batch.lengths
-
-
-def _calibration_texts(
-    sources: Sequence[PreparedSource], texts: int, seed: int
-) -> Iterator[tuple[PreparedSource, np.ndarray]]:
-    """Yield each source with the positions of the texts that are drawn from it."""
-    each = -(-texts // len(sources))
-    for source in sources:
-        draws = keyed_bits(seed, _CALIBRATION, text_key(source.name), np.arange(source.description["texts"]))
-        yield source, np.sort(np.argsort(draws, kind="stable")[:each])

@@ -1,16 +1,20 @@
-"""The page holds its tables and figures and loads nothing, and Markdown and JSON have the same content."""
+"""The page holds its tables and figures and loads nothing; Markdown and JSON have the same content; scores of pairs."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from modeling_f2llm.sentence_transformer import build_sentence_transformer
 from tests.training.evaluation.synthetic import evaluation, many_languages
 from training.evaluate import main
-from training.evaluation.report import write_report
+from training.evaluation.pairs import Pairs, encode_pairs, evaluate_pairs
+from training.evaluation.report import language_scores, table, usage, write_report
 
 
 class Page:
@@ -86,3 +90,64 @@ def test_the_command_writes_it_again_with_a_comparison_and_the_curves_of_a_run(t
         assert main(["--report", str(tmp_path), *words]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.fixture
+def encoded(tiny_model, tiny_tokenizer, sentences):
+    queries = [*sentences, *(text[: len(text) // 2] for text in sentences)]
+    languages = ["en", "en", "de", "fr", "zh", "ja", "ru", "ar", "hi", "ko"] * 2
+    scripts = ["Latn"] * 4 + ["Hans", "Jpan", "Cyrl", "Arab", "Deva", "Hang"]
+    pairs = Pairs(queries, list(sentences), [(row % 10,) for row in range(20)], languages, scripts * 2)
+    return encode_pairs(build_sentence_transformer(tiny_model, tiny_tokenizer), pairs)
+
+
+def scores_of(encoded, dim, precision="float32"):
+    return language_scores("model", encoded.pairs, encoded.hits(dim, precision), dim, precision)
+
+
+@pytest.mark.parametrize("dim", [32, 8])
+def test_the_scores_of_languages_average_to_the_accuracy_over_pairs(encoded, dim):
+    assert encoded.texts_per_second > 0 and encoded.queries.shape == (20, 32) and encoded.candidates.shape == (10, 32)
+    expected = evaluate_pairs(encoded, np.zeros(20, bool), [32, 8])["accuracy"][str(dim)]
+    scores, examples = scores_of(encoded, dim)
+    assert {score.subset for score in scores} >= {"eng-Latn", "zho-Hans", "kor-Hang"} and len(scores) == 9
+    assert sum(score.value * score.examples for score in scores) / 20 == pytest.approx(expected, abs=1e-4)
+    for score in scores:
+        assert examples[score.key].mean() == pytest.approx(score.value, abs=1e-6)
+        assert len(examples[score.key]) == score.examples == (4 if score.subset == "eng-Latn" else 2)
+    # Languages may have other names.
+    named = replace(encoded.pairs, languages=["Klingon!", *encoded.pairs.languages[1:]])
+    assert "Klingon!-Latn" in {score.subset for score in scores_of(replace(encoded, pairs=named), dim)[0]}
+
+
+def test_fewer_bits_are_other_scores_of_the_same_pairs_and_scripts_are_in_the_table(encoded):
+    found = {precision: scores_of(encoded, 32, precision)[0] for precision in ("float32", "int8", "binary")}
+    keys = {precision: {score.key for score in scores} for precision, scores in found.items()}
+    assert not keys["float32"] & keys["int8"] and not keys["int8"] & keys["binary"]
+    for full, stored in zip(found["float32"], found["int8"], strict=True):
+        # Queries are compared with the decoded candidates: a thousandth does not change the ranks here.
+        assert (full.subset, full.value) == (stored.subset, stored.value)
+    shown = table(evaluate_pairs(encoded, np.arange(20) % 2 == 0, [32, 8]), most_scripts=2)
+    assert "TF-IDF       0.500" in shown and "Latn" in shown and len(shown.splitlines()) == 8
+
+
+def test_the_lines_to_use_a_model_rank_by_cosine_at_the_narrowest_width_that_keeps_95_percent(
+    encoded, tmp_path, capsys, tiny_model, tiny_tokenizer
+):
+    model = build_sentence_transformer(tiny_model, tiny_tokenizer)
+    model.save_pretrained(str(tmp_path / "model"))
+    pairs = encoded.pairs
+    code = usage(tmp_path / "model", pairs, {"32": 0.2, "8": 0.2})
+    assert "truncate_dim=8)" in code
+    exec(code, {})
+    query, passages = model.encode_query(pairs.queries[0])[:8], model.encode_document(pairs.candidates[:3])[:, :8]
+    cosines = passages @ query / np.linalg.norm(passages, axis=1) / np.linalg.norm(query)
+    printed = [float(number) for number in re.findall(r"-?\d\.\d+", capsys.readouterr().out)]
+    assert printed == pytest.approx(cosines.tolist(), abs=1e-3)
+    assert (np.abs(passages @ query - cosines) > 1e-2).any()
+    long = Pairs(["q" * 500], ["a" * 500, "b", "c", "d"], [(3,)])
+    for narrow, shown in ((0.19, True), (0.18, False)):
+        code = usage(tmp_path / "it's", long, {"32": 0.2, "16": narrow, "8": 0.0})
+        compile(code, "usage", "exec")
+        assert ("truncate_dim=16" in code) == shown and max(map(len, code.splitlines())) < 200
+        assert "['d', '" in code and f"{'a' * 59}…" in code

@@ -67,6 +67,15 @@ def test_a_step_takes_the_operations_that_pytorch_counts(max_tokens):
     assert counted <= 1.01 * estimate and counted - without > 0.7 * (estimate - without)
 
 
+def test_only_the_second_factor_of_token_embeddings_is_multiplied():
+    factored, rank = deepcopy(CONFIG), 8
+    factored.embedding_ranks = [4, rank]
+    assert forward_flops(factored, 3, 5) - forward_flops(CONFIG, 3, 5) == 3 * 2 * rank * CONFIG.hidden_size
+    fewer = rank * (CONFIG.vocab_size + CONFIG.hidden_size) - CONFIG.vocab_size * CONFIG.hidden_size
+    plain, small = (estimate_memory(config, 0, 0, bf16=True).state for config in (CONFIG, factored))
+    assert small - plain == 16 * fewer + 2 * rank * CONFIG.hidden_size
+
+
 def test_a_teacher_and_evaluations_count():
     args, (batches, _) = SimpleNamespace(activation_checkpointing=False, lora=False), _batches()
     validation = dataclasses.replace(batches, count=3)
@@ -119,11 +128,11 @@ def test_what_takes_and_saves_memory_is_in_the_estimate(tiny_config):
 
 def _kept_of_the_loss(rows, width, **keys):
     """Bytes that autograd keeps of the objective on a retrieval batch."""
-    teacher, negatives = keys.pop("teacher", None), 3
+    teacher, exits, negatives = keys.pop("teacher", None), 1 + len(keys.pop("exit_layers", ())), 3
     texts = rows * (2 + negatives)
     index = torch.arange(texts).view(rows, 2 + negatives)
     batch = {"query": index[:, 0], "positive": index[:, 1], "negatives": index[:, 2:], "task_type": "retrieval"}
-    embeddings, kept = torch.randn(texts, width, requires_grad=True), {}
+    embeddings, kept = torch.randn(texts, exits * width, requires_grad=True), {}
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -131,8 +140,9 @@ def _kept_of_the_loss(rows, width, **keys):
 
     of_teacher = None if teacher is None else torch.randn(texts, teacher)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        terms = Objective(dims=matryoshka_dims(width), **keys).terms(embeddings, batch, of_teacher)
-    assert terms
+        objective = Objective(dims=matryoshka_dims(width), **keys)
+        terms = [objective.terms(each, batch, of_teacher) for each in embeddings.chunk(exits, dim=1)]
+    assert all(terms)
     return sum(kept.values())
 
 
@@ -144,12 +154,13 @@ def _kept_of_the_loss(rows, width, **keys):
         ({"spread_weight": 1.0}, 0),
         ({"quantized": {"int8": 1.0, "binary": 1.0}}, 0),
         ({"score_distillation_weight": 1.0}, 16),
+        ({"exit_layers": ["1"], "mask_duplicates": True}, 0),
     ],
 )
 def test_matrices_of_the_loss_are_those_that_autograd_keeps(keys, teacher):
     width, sizes = 16, (256, 512)
     args = StageArguments(**ONE_STAGE, **{**keys, "quantized": json.dumps(keys.get("quantized", {}))})
-    config = SimpleNamespace(hidden_size=width)
+    config = SimpleNamespace(hidden_size=width, num_hidden_layers=2)
     few, many = (_kept_of_the_loss(rows, width, **keys, **({"teacher": teacher} if teacher else {})) for rows in sizes)
     estimates = [loss_bytes(args, config, rows, 0, teacher) for rows in sizes]
     # What grows with the square: twice the rows have four times the matrices, and twice all else.
@@ -160,6 +171,14 @@ def test_the_loss_of_a_large_batch_does_not_grow_with_the_square(tiny_config):
     args = StageArguments(**ONE_STAGE)
     small, large = (loss_bytes(args, tiny_config, rows, 0) for rows in (2**12, 2**15))
     assert small == large == 3 * 3 * 4 * 2**24
+
+
+def test_of_frozen_weights_only_the_layer_that_is_recomputed_has_a_copy():
+    peft = pytest.importorskip("peft")
+    keys = {"bf16": True, "adapter": peft.LoraConfig(r=2, target_modules=["q_proj"])}
+    kept, recomputed = (estimate_memory(CONFIG, 1, 0, gradient_checkpointing=each, **keys).state for each in (0, 1))
+    layers = count_parameters(CONFIG) - CONFIG.vocab_size * CONFIG.hidden_size
+    assert kept - recomputed == pytest.approx(2 * layers * 2 / 3, abs=2)
 
 
 def test_shards_are_gathered_layer_by_layer():

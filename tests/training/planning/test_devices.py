@@ -29,7 +29,8 @@ def test_a_measured_fraction_replaces_what_is_assumed():
 def test_precision_and_memory_decide():
     single, half = (SimpleNamespace(bf16=False, fp16=False, tf32=tf32) for tf32 in (False, True))
     for device in DEVICES.values():
-        assert device.rate(single) <= device.rate(half) < device.rate(ARGS)
+        assert device.rate(single) <= device.rate(half) < device.rate(ARGS) == device.bf16
+    assert device._replace(name="CPU").rate(ARGS) == 0.6 * device.bf16
     fleet = Fleet(DEVICES["RTX-4090"], 1)
     assert fleet.holds(21 * 2**30) and not fleet.holds(23 * 2**30)
 

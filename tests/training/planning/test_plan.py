@@ -9,6 +9,7 @@ from tests.training.stages.test_prune_stage import write_pruning
 from training.common.run_folder import RECIPE, numbered_checkpoints
 from training.config.recipe import load_recipe, made_by
 from training.planning.batches import count_batches
+from training.planning.devices import DEVICES, Fleet
 from training.planning.plan import make_plan
 from training.run_stage import main
 from training.stages.setup import make_tokenizer, prepare_sources, read_sources
@@ -61,6 +62,11 @@ def test_a_dry_run_shows_every_stage_and_trains_none(tmp_path, capsys):
     assert "--measure belongs to --dry-run" in error_of([recipe, "--measure"], capsys)
     for key in ("--exit_layers", "--embedding_ranks"):
         assert f"key '{key[2:]}'" in error_of([recipe, "--dry-run", key, "64"], capsys)
+    capsys.readouterr()
+    assert main([recipe, "--dry-run", "--embedding_ranks", "4"]) == 0
+    factored = {line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")}
+    whole = {line.rpartition(", ")[2] for line in lines if line.startswith("stage ")}
+    assert factored != whole
 
 
 def test_a_plan_says_what_is_measured_and_that_the_stage_may_end_early(tmp_path):
@@ -98,6 +104,9 @@ def test_a_cache_costs_one_pass_of_the_teacher_and_no_steps(tmp_path):
     online = make_plan(second, origins)
     # The teacher is as large as the student.
     assert online.memory.teacher > 0 and cached.flops < online.flops
+    # Predicted hours have the pass.
+    fleet = Fleet(DEVICES["H200"], 1, fraction=1.0)
+    assert cached.flops < cached.seconds_on(fleet) * DEVICES["H200"].fp32 < online.flops
     (line,) = [line for line in cached.lines if line.startswith("  cache        the teacher embeds ")]
     assert line not in online.lines
     second.arguments.distillation_weight = 0.0
@@ -114,10 +123,10 @@ def test_a_stage_that_prunes_is_planned(tmp_path, capsys):
     assert any(line.startswith("all stages: about ") for line in lines)
 
 
-def test_a_dry_run_prepares_texts_for_a_teacher_that_reads_them(tmp_path):
+def test_a_dry_run_prepares_texts_for_a_teacher_that_reads_them(tmp_path, capsys):
     teacher = save_foreign_teacher(tmp_path / "teacher", width=40)
     recipe = str(write_single_stage(tmp_path, teacher=str(teacher), max_steps=1))
-    assert main([recipe, "--dry-run"]) == 0
+    assert main([recipe, "--dry-run"]) == 0 and "\n  not counted  the teacher" in capsys.readouterr().out
     (made,) = (tmp_path / "run/prepared").glob("tiny_*")
     assert made.name.endswith("-texts")
     assert main([recipe]) == 0 and [*(tmp_path / "run/prepared").glob("tiny_*")] == [made]

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from transformers import Qwen3Model
 
 from training.common.run_folder import IMPORTANCE_FILE
-from training.pruning.importance import Importance, calibrate, weight_importance
+from training.pruning.importance import Importance, calibrate, calibration_batches, weight_importance
 
 NAMES = ("norms", "neurons", "change")
 
@@ -114,3 +114,13 @@ def test_weights_tell_channels_and_neurons_that_do_nothing(model):
     # A norm brings the mean square to one, before its weight.
     weight = model.layers[2].input_layernorm.weight.detach()
     torch.testing.assert_close((estimated.norms[4] / weight.square()).mean(), torch.tensor(1.0))
+
+
+def test_calibration_draws_from_every_source(prepared_sources):
+    def drawn(seed, **keys):
+        batches = list(calibration_batches(prepared_sources, 30, seed, **keys))
+        assert sum(len(lengths) for _, lengths in batches) == 30
+        assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
+        return sorted(torch.cat([ids[0] for ids, _ in batches]))
+
+    assert drawn(0) == drawn(0, max_tokens=100) != drawn(1)

@@ -16,7 +16,6 @@ from modeling_f2llm import F2LLMConfig
 from tests.training.recipes import error_of, write_recipe
 from training.data.prepared import PreparedSource
 from training.run_stage import main
-from training.stages.stage import calibration_batches
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 
@@ -162,16 +161,6 @@ def test_a_full_disk_leaves_no_model(run, tmp_path, monkeypatch):
     assert not (tmp_path / "run/pruned/model").exists()
     monkeypatch.undo()
     assert main([str(recipe), "--stage", "pruned"]) == 0
-
-
-def test_calibration_draws_from_every_source(prepared_sources):
-    def drawn(seed, **keys):
-        batches = list(calibration_batches(prepared_sources, 30, seed, **keys))
-        assert sum(len(lengths) for _, lengths in batches) == 30
-        assert all(input_ids.shape == (1, sum(lengths)) for input_ids, lengths in batches)
-        return sorted(torch.cat([ids[0] for ids, _ in batches]))
-
-    assert drawn(0) == drawn(0, max_tokens=100) != drawn(1)
 
 
 @pytest.mark.parametrize(

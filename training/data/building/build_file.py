@@ -20,7 +20,7 @@ import pyarrow as pa
 from training.common.errors import UserError
 from training.common.outputs import check_output, clear_partials, locked, scratch_folder, write_whole
 from training.common.yaml_file import load_yaml, unknown_key
-from training.data.building.examples import Row
+from training.data.building.examples import HELD_OUT_TEXT, RawRows, Row
 from training.data.building.formats import FLAG, FORMATS, NUMBER, TEXT, Format, Key, is_filled, labelled
 from training.data.building.held_out import (
     CANDIDATES,
@@ -32,7 +32,7 @@ from training.data.building.held_out import (
     write_passages,
     write_queries,
 )
-from training.data.building.reader import HELD_OUT_TEXT, RawData, RawRows, load_raw
+from training.data.building.reader import RawData, load_raw
 from training.data.manifest import MANIFEST, write_manifest
 from training.data.preparation.plan import ON_BAD_ROW
 from training.data.published import ROW_GROUP_ROWS, rows_table, write_parquet

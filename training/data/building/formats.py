@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
-from training.data.building.examples import IDENTICAL, Row, examples, similarity
-from training.data.building.reader import RawRows, is_text
+from training.data.building.examples import IDENTICAL, RawRows, Row, examples, similarity
+from training.data.building.reader import is_text
 from training.data.cleaning.normalise import normalise
 
 # The default of a key without one.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from training.common.errors import UserError
 from training.common.keyed import keyed_bits, text_key
-from training.data.building.examples import Row
-from training.data.building.reader import RawData, RawRows, as_text, text_form, walk
+from training.data.building.examples import RawRows, Row, text_form, walk
+from training.data.building.reader import RawData, as_text
 from training.data.instructions import without_instruction
 from training.data.published import write_parquet
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -23,12 +22,9 @@ from datasets.packaged_modules.json.json import JsonConfig
 from pandas.errors import ParserWarning
 
 from training.common.errors import UserError, in_one_line
-from training.data.cleaning.normalise import normalise
-from training.data.instructions import without_instruction
 
 # The names by which `datasets` loads files that are not laid out as a data set.
 FILE_KINDS = ("arrow", "csv", "json", "parquet", "text")
-HELD_OUT_TEXT = "text is a held-out query"
 
 LocatedRows = Iterator[tuple[str, dict[str, Any]]]
 
@@ -244,110 +240,6 @@ def _decoded(where: str, text: str) -> Any:
         raise UserError(f"{where}: not valid JSON ({in_one_line(error)}); correct it") from None
 
 
-@dataclass
-class RawRows:
-    """Yields the number and the columns, by role, of each row that has all it must have; the others are counted."""
-
-    data: RawData
-    # By role: a name, a path such as "answers.text", or several; of a role of lists, None for a column that is missing.
-    columns: Mapping[str, str | Sequence[str | None]]
-    where: str  # the beginning of an error message
-    texts: Sequence[str] = ()  # roles that must be texts, neither missing nor blank
-    values: Sequence[str] = ()  # roles that must not be missing
-    optional: Sequence[str] = ()  # roles that may be missing or not be among the columns; they are None then
-    lists: Sequence[str] = ()  # roles of any number of columns; a list of the values of each, whatever these are
-    name: str = ""  # of the source, for the keys of draws
-    seed: int = 0  # of draws
-    held_out: Container[str] = frozenset()  # normal forms of queries that no row may hold
-    quarantine: bool = False  # leave out and count rows with a value of another type instead of text: no error
-    dropped: Counter[str] = field(default_factory=Counter)  # rows left out in the last iteration, by reason
-
-    def __post_init__(self) -> None:
-        self._paths: dict[str, list[list[str]]] = {}
-        for role, named in self.columns.items():
-            for column in [named] if isinstance(named, str) else named:
-                if column is None:
-                    self._paths.setdefault(role, []).append([])
-                    continue
-                # The name of a column may contain dots.
-                path = [column] if column in self.data.column_names else column.split(".")
-                if path[0] not in self.data.column_names:
-                    remedy = f"correct 'columns', the data has {', '.join(self.data.column_names)}"
-                    raise UserError(f"{self.where}: there is no column {column!r} for {role!r}; {remedy}")
-                self._paths.setdefault(role, []).append(path)
-        self._text_roles = (*self.texts, "lang", "passage_lang")
-        self._location = ""  # of the current row
-        self._found: set[tuple[str, ...]] = set()  # paths with a value in any row
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        self.dropped.clear()
-        read = [*dict.fromkeys(path[0] for paths in self._paths.values() for path in paths if path)]
-        for number, (location, row) in enumerate(self.data.read(read)):
-            self._location = location
-            values = {role: self._value(role, row) for role in (*self.texts, *self.values, *self.optional)}
-            fault = next(filter(None, (self._fault(*each) for each in values.items())), None)
-            if fault is None and self.held_out and self._asks(values):
-                fault = HELD_OUT_TEXT
-            values |= {role: [self._listed(row, path) for path in self._paths.get(role, ())] for role in self.lists}
-            if fault is None:
-                yield number, values
-            else:
-                self.dropped[fault] += 1
-        for role, paths in self._paths.items():
-            for path in paths:
-                if len(path) > 1 and tuple(path) not in self._found:
-                    fault = f"no row has a column {'.'.join(path)!r} for {role!r}; correct 'columns'"
-                    raise UserError(f"{self.where}: {fault}")
-
-    def refuse(self, role: str, fault: str) -> UserError:
-        """Return the error for a faulty column of the current row; ``fault`` says what to do."""
-        named = self.columns.get(role, role)
-        names = " or ".join(repr(name) for name in ([named] if isinstance(named, str) else named) if name is not None)
-        # The place of a row of JSON names its file.
-        place = self._location if self._location.startswith(self.where) else f"{self.where}: {self._location}"
-        return UserError(f"{place}, column {names} ({role}) {fault}")
-
-    def not_text(self, role: str, value: Any, expected: str = "text") -> str:
-        """Return the reason to count for a row with a value that is not text, or raise if such rows are errors."""
-        if self.quarantine:
-            return f"{role} is not text"
-        remedy = "correct the row, name another column, or leave such rows out with 'on_bad_row: quarantine'"
-        raise self.refuse(role, f"holds {repr(value)[:100]}, which is not {expected}; {remedy}")
-
-    def _value(self, role: str, row: Mapping[str, Any]) -> Any:
-        """Return the value of a role; several texts are joined, and one that is not text is returned alone."""
-        paths = self._paths.get(role, ())
-        found = [walk(row, path) for path in paths]
-        self._found |= {tuple(path) for path, part in zip(paths, found, strict=True) if part is not None}
-        if role in self._text_roles:
-            found = map(_first, found)
-        parts = [part for part in found if part is not None]
-        wrong = [part for part in parts if not isinstance(part, str)]
-        if wrong or len(parts) < 2:
-            return next(iter([*wrong, *parts]), None)
-        return "\n".join(text for text in parts if text.strip())
-
-    def _asks(self, values: Mapping[str, Any]) -> bool:
-        """Return whether a text of the current row is a held-out query."""
-        texts = (as_text(values[role]) for role in (*self.texts, *self.optional))
-        return any(text_form(text) in self.held_out for text in texts if text)
-
-    def _listed(self, row: Mapping[str, Any], path: list[str]) -> list[Any]:
-        """Return all values at the end of a path."""
-        found = flat(_walk_lists(row, path)) if path else []
-        if len(path) > 1 and any(value is not None for value in found):
-            self._found.add(tuple(path))
-        return found
-
-    def _fault(self, role: str, value: Any) -> str | None:
-        """Return why the current row is left out because of a value, if it is."""
-        if value is None or (role not in self.texts and value == ""):
-            return None if role in self.optional else f"{role} is missing"
-        if role in self._text_roles and not is_text(value):
-            return self.not_text(role, value)
-        return f"{role} is blank" if role in self.texts and not value.strip() else None
-
-
 def is_text(value: Any) -> bool:
     """Return whether a value is a text that can be encoded as UTF-8; half a surrogate pair of JSON cannot."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
@@ -364,41 +256,3 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, int | float):
         return "" if value != value else re.sub(r"\.0$", "", str(value))
     return value if is_text(value) else None
-
-
-def text_form(text: str) -> str:
-    """Return the normal form of a query, the same with and without an instruction."""
-    return normalise(without_instruction(text))
-
-
-def flat(value: Any) -> list[Any]:
-    """Return the values of a nested list, or a value alone."""
-    return [found for each in value for found in flat(each)] if isinstance(value, list) else [value]
-
-
-def _walk_lists(value: Any, path: Sequence[str]) -> Any:
-    """Return what is at the end of a path, of every item where there is a list on the way."""
-    if isinstance(value, list):
-        return [_walk_lists(each, path) for each in value]
-    if not path or value is None:
-        return value
-    return _walk_lists(value.get(path[0]), path[1:]) if isinstance(value, dict) else {f"without {path[0]}": value}
-
-
-def _first(value: Any) -> Any:
-    """Return the first item of a nested list, or None of an empty one."""
-    while isinstance(value, list):
-        value = value[0] if value else None
-    return value
-
-
-def walk(value: Any, path: Sequence[str]) -> Any:
-    """Return the value at the end of a path; of what has no such parts, a value that is refused as text."""
-    for step in path:
-        value = _first(value)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            return {f"without {step}": value}
-        value = value.get(step)
-    return value

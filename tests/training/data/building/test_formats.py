@@ -10,8 +10,9 @@ from babel import Locale
 from datasets import Dataset
 
 from training.common.keyed import keyed_bits
+from training.data.building.examples import RawRows
 from training.data.building.formats import FORMATS, Row, distinct_below
-from training.data.building.reader import RawRows, from_dataset
+from training.data.building.reader import from_dataset
 
 NUMBERS = {0: "entailment", 1: "neutral", 2: "contradiction"}
 TEXTS = {0: "a language", 1: "a territory"}
