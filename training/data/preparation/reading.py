@@ -44,6 +44,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     shard = plan.shards[number]
     source = plan.source
     file = PublishedFile(source.files[shard.file], 0, source.task_type, plan.options.document_scores)
+    own = (shard.skipped, shard.skipped + shard.rows)
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
@@ -56,7 +57,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
         rows_file, draws_file, ids_file, scores_file = (
             stack.enter_context(plan.file(kind, number).open("wb")) for kind in kinds
         )
-        for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
+        for batch in file.record_batches(_BATCH_ROWS, shard.row_groups, rows=own):
             good = np.ones(len(batch), dtype=bool)
             if faults := find_faults(batch, plan.required_negatives, plan.source.task_type):
                 table = _bad_rows(plan, file, batch, faults, shard.first_row_of_file + offset)

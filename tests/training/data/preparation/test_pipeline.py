@@ -59,6 +59,22 @@ def test_division_changes_no_row(many, run, decode, monkeypatch):
     assert parts.description["texts"] == whole.description["texts"]
 
 
+@pytest.mark.parametrize(("row_group", "shards"), [(90, 18), (1000, 16)])
+def test_a_large_row_group_is_read_in_parts(many, run, monkeypatch, row_group, shards):
+    whole = run(many, "whole", keep_texts=True)
+    divide(monkeypatch.setattr)
+    for file in many.files:
+        pq.write_table(pq.read_table(file), file, row_group_size=row_group)
+    made = plan.make_plan(many, Path("plan"), OPTIONS).shards
+    assert len(made) == shards and max(shard.skipped for shard in made) > 0
+    assert sum(shard.rows for shard in made) == 400 and min(shard.rows for shard in made) >= 20
+    parts = run(many, "parts", keep_texts=True)
+    # The files have another fingerprint.
+    assert {**parts.description, "fingerprint": ""} == {**whole.description, "fingerprint": ""}
+    for name in whole.mapped_files:
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_executors_write_the_same_bytes(many, run, tmp_path, monkeypatch, executor):
     if executor == "ray":
