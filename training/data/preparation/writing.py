@@ -130,6 +130,9 @@ def join_hashes(plan: PreparationPlan, _: int = 0) -> None:
     _concatenate(plan.files("hashes"), plan.file("sorted_hashes"))
     if plan.has_ids:
         _join_documents(plan)
+    # Most of the work's bytes, which nothing reads from here on.
+    for folder in plan.files("runs"):
+        shutil.rmtree(folder)
 
 
 def _join_documents(plan: PreparationPlan) -> None:
