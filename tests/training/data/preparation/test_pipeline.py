@@ -17,7 +17,7 @@ import pytest
 from tests.training.data.prepared_rows import contents, times
 from training.common.executor import Executor
 from training.data.manifest import Source
-from training.data.preparation import pipeline, plan, reading
+from training.data.preparation import pipeline, plan, reading, writing
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import TEXTS, PreparedSource
@@ -54,7 +54,9 @@ def test_division_changes_no_row(many, run, decode, monkeypatch):
     divide(monkeypatch.setattr)
     made = plan.make_plan(many, Path("plan"), OPTIONS)
     assert len(made.shards) > 10 and made.partitions >= 32
+    writing._tokenizer.cache_clear()
     parts = run(many, "parts", validation_share=0.2)
+    assert writing._tokenizer.cache_info().misses == 1
     assert [decode(parts, split) for split in parts.rows] == [decode(whole, split) for split in whole.rows]
     assert parts.description["texts"] == whole.description["texts"]
 
