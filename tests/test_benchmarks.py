@@ -28,10 +28,14 @@ def test_a_quick_run_measures_every_suite(quick_run):
     assert status == 0, [suite["skipped"] for suite in suites.values()]
     assert list(suites) == list(run.SUITES)
     for name, suite in suites.items():
-        assert suite["measurements"] or name == "growth", name
+        assert suite["measurements"] or name in ("growth", "scale"), name
         for measurement in suite["measurements"]:
             assert measurement["contestants"] and measurement["ratios"], measurement["case"]
             assert all(len(contestant["samples"]) == 1 for contestant in measurement["contestants"].values())
+    assert {point["axis"] for point in suites.pop("scale")["points"]} == {
+        *(f"{kind}, sources: {sources}" for kind in ("epoch", "resumed epoch") for sources in (1, 157)),
+        *("teacher cache, texts", "mining, texts"),
+    }
     points = {name: {point["axis"] for point in suite["points"]} for name, suite in suites.items() if suite["points"]}
     assert points == {
         **{"growth": {"batch", "length"}, "preparation": {"corpus"}, "pruning": {"calibration", "cutting"}}

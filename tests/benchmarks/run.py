@@ -34,7 +34,7 @@ from training.common.outputs import check_output
 # Modules of this folder, each with a function run(settings, suite) that fills the suite in.
 SUITES = (
     *("step", "trainer", "encode", "rate", "loss", "growth"),
-    *("preparation", "pruning", "distillation", "evaluation"),
+    *("preparation", "pruning", "distillation", "evaluation", "scale"),
 )
 _PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "numpy")
 

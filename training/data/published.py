@@ -276,21 +276,32 @@ class PublishedFile:
             row += rows
 
     def record_batches(
-        self, batch_rows: int | None = None, row_groups: tuple[int, int] | None = None, all_columns: bool = False
+        self,
+        batch_rows: int | None = None,
+        row_groups: tuple[int, int] | None = None,
+        all_columns: bool = False,
+        rows: tuple[int, int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield ``columns``, or all columns, unchecked, of a range of row groups or of all."""
+        """Yield ``columns``, or all columns, unchecked, of a range of row groups, or of all, and of their rows."""
         columns = None if all_columns else self.columns
         groups = None if row_groups is None else list(range(*row_groups))
         with self._open() as parquet:
-            rows = min(batch_rows or _BATCH_ROWS, self.batch_rows)
+            most = min(batch_rows or _BATCH_ROWS, self.batch_rows)
             # The file stores a repeated text once and a batch every time: the sizes in its footer can be too small.
             if isinstance(self.path, RemoteFile):
-                rows = min(rows, _REMOTE_BATCH_ROWS)
+                most = min(most, _REMOTE_BATCH_ROWS)
             else:
-                first = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
-                rows = min(rows, max(1, _BATCH_BYTES * len(first) // max(first.nbytes, 1)))
-            for batch in parquet.iter_batches(rows, row_groups=groups, columns=columns):
+                probed = next(parquet.iter_batches(_PROBE_ROWS, row_groups=groups, columns=columns))
+                most = min(most, max(1, _BATCH_BYTES * len(probed) // max(probed.nbytes, 1)))
+            row, (first, last) = 0, rows or (0, self.num_rows)
+            for batch in parquet.iter_batches(most, row_groups=groups, columns=columns):
+                before, row = row, row + len(batch)
+                if row <= first:
+                    continue
+                batch = batch.slice(max(first - before, 0), last - max(first, before))
                 yield batch.cast(pa.schema([self.schema.field(name) for name in batch.schema.names]))
+                if row >= last:
+                    break
 
     def further_columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield other text columns of the file as ``large_string``."""

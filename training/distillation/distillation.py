@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,13 @@ def make_projection(args: StageArguments, student_width: int, teacher_width: int
     return Projection(student_width, min(teacher_width, student_width), args, fits=not narrower) if learns else None
 
 
+def cache_share(args: StageArguments) -> tuple[int, int]:
+    """Return the process's rank among those that share a cache, and their number: every node may have its own."""
+    if args.save_on_each_node:
+        return args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return args.process_index, args.world_size
+
+
 def make_distillation(
     choice: TeacherChoice,
     args: StageArguments,
@@ -215,7 +223,7 @@ def make_distillation(
             "reads": "tokens" if teacher is None else "texts",
         }
         cache = TeacherCache(args.teacher_cache_dir, sources, made_by, choice.width)
-        cache.check()
+        cache.check(*cache_share(args))
     if cache is not None and cache.whole:
         teacher = None
     elif teacher is not None:

@@ -10,14 +10,17 @@ one waits for the other.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +33,8 @@ from training.data.prepared import PreparedSource
 _SHARD_TEXTS = 32_768
 # What a source's embeddings depend on, written for people.
 _DESCRIPTION = "cache.json"
+# Of the machine's memory: a larger cache is read page by page.
+_MEMORY_SHARE = 0.5
 # Blocks of 1 MiB that are read of a source's shards when they are checked, but one of each at least.
 _CHECKED_BLOCKS = 64
 _REMEDY = "delete it, and it is computed again"
@@ -64,6 +69,10 @@ class TeacherCache:
             digest = blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
             self._described[source.name] = {**described, "width": width}
             self._folders[source.name] = Path(folder) / f"{source.name}-{digest}"
+        # Around each page that is missing, the system reads 128 KiB. That soon has all of a cache in memory; of one
+        # that is larger, every batch would read some sixty times what it needs.
+        size = 2 * width * sum(source.description["texts"] for source in sources)
+        self._by_page = size > _MEMORY_SHARE * psutil.virtual_memory().total
 
     def _shards(self) -> Iterator[_Shard]:
         for source in self._sources:
@@ -84,15 +93,18 @@ class TeacherCache:
         """Whether every text of every source is there."""
         return all(self._is_whole(shard) for shard in self._shards())
 
-    def check(self) -> None:
-        """Compare the shards with their checksums; read 64 MiB of a source, or 1 MiB of each shard if it has more."""
-        for shard in filter(self._is_whole, self._shards()):
+    def check(self, rank: int = 0, world_size: int = 1) -> None:
+        """Compare a process's share of the shards with their checksums.
+
+        All together read 64 MiB of a source, or 1 MiB of each shard if it has more.
+        """
+        for shard in filter(self._is_whole, islice(self._shards(), rank, None, world_size)):
             of_source = -(-shard.source.description["texts"] // _SHARD_TEXTS)
             check_file(shard.path, _REMEDY, most_blocks=max(1, _CHECKED_BLOCKS // of_source))
 
     def fill(self, embed: Embed, rank: int = 0, world_size: int = 1) -> None:
         """Embed what is missing of this process's share; all processes of a machine or shared disk call it."""
-        mine = [shard for number, shard in enumerate(self._shards()) if number % world_size == rank]
+        mine = islice(self._shards(), rank, None, world_size)
         missing = [shard for shard in mine if not self._is_whole(shard)]
         texts = sum(shard.end - shard.start for shard in missing)
         with tqdm(total=texts, desc="teacher", unit="text", disable=True if rank or not texts else None) as bar:
@@ -129,12 +141,26 @@ class TeacherCache:
         numbers = positions // _SHARD_TEXTS
         for number in np.unique(numbers).tolist():
             own = np.flatnonzero(numbers == number)
-            shard = _mapped(self._folders[source] / f"{number:05d}.float16", self.width)
-            found[own] = shard[positions[own] - number * _SHARD_TEXTS, :width]
+            shard = _mapped(self._folders[source] / f"{number:05d}.float16", self.width, self._by_page)
+            rows = positions[own] - number * _SHARD_TEXTS
+            if self._by_page:
+                _ask_for(shard, rows, width)
+            found[own] = shard[rows, :width]
         return found
 
 
 # Each map holds a file open, so a limited number stay.
 @lru_cache(maxsize=256)
-def _mapped(path: Path, width: int) -> np.ndarray:
-    return np.memmap(path, "<f2", "r").reshape(-1, width)
+def _mapped(path: Path, width: int, by_page: bool) -> np.memmap:
+    shard = np.memmap(path, "<f2", "r").reshape(-1, width)
+    if by_page and hasattr(mmap, "MADV_RANDOM"):
+        shard._mmap.madvise(mmap.MADV_RANDOM)
+    return shard
+
+
+def _ask_for(shard: np.memmap, rows: np.ndarray, width: int) -> None:
+    """Let the system read the leading dimensions of rows at once rather than one page after the other."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        for start in (rows * shard.strides[0]).tolist():
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            shard._mmap.madvise(mmap.MADV_WILLNEED, page, start + 2 * width - page)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from training.common.keyed import keyed_bits
+from training.common.keyed import keyed_bits, keyed_order
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
 from training.distillation.teacher_cache import TeacherCache
@@ -26,6 +28,21 @@ class RowKey(NamedTuple):
     epoch: int  # number of the pass, which is the epoch's unless sources are weighted
     source: int
     row: int
+
+
+@dataclass(eq=False)
+class RowKeys(Sequence[RowKey]):
+    """The keys of a batch, each made when it is read: a resumed epoch passes over tens of thousands of batches."""
+
+    epoch: int
+    source: int
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> RowKey:
+        return RowKey(self.epoch, self.source, int(self.rows[index]))
 
 
 def epoch_batches(
@@ -49,7 +66,7 @@ def epoch_batches(
     return counts, shares * (np.ceil(total) / max(total, 1))
 
 
-class GlobalBatchSampler(Sampler[list[RowKey]]):
+class GlobalBatchSampler(Sampler[Sequence[RowKey]]):
     """Yields the rows of each global batch, the same on every process.
 
     A pass over a source visits each of its rows once: they are shuffled and cut into as few batches of at most
@@ -90,27 +107,21 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         ends = np.round(np.cumsum(self.shares % 1), 6)
         return np.floor(self.shares).astype(int) + np.diff(np.floor(ends + starts), axis=1, prepend=0).astype(int)
 
-    def __iter__(self) -> Iterator[list[RowKey]]:
+    def __iter__(self) -> Iterator[Sequence[RowKey]]:
         *earlier, taken = self._taken()
         before = np.sum(earlier, axis=0, dtype=int) if earlier else np.zeros_like(taken)
-        # Source, number of the pass, and number of the batch in it.
-        batches = [
-            (source, *divmod(first + each, self.counts[source]))
-            for source, (first, number) in enumerate(zip(before.tolist(), taken.tolist(), strict=True))
-            for each in range(number)
-        ]
-        orders = {
-            (source, turn): np.argsort(
-                keyed_bits(self.seed, _ROW_ORDER, turn, source, np.arange(self.rows_per_source[source])), kind="stable"
-            )
-            for source, turn in {batch[:2] for batch in batches}
-        }
-        draws = keyed_bits(self.seed, _BATCH_ORDER, self.epoch, np.arange(len(batches)))
-        for index in np.argsort(draws, kind="stable"):
-            source, turn, number = batches[index]
+        sources = np.repeat(np.arange(len(taken)), taken)
+        # Of each batch: how many its source has given before it, in all epochs.
+        numbers = np.arange(len(sources)) + (before - np.cumsum(taken) + taken)[sources]
+        # Made when the first batch of a pass is due.
+        order = cache(
+            lambda turn, source: keyed_order(self.rows_per_source[source], self.seed, _ROW_ORDER, turn, source)
+        )
+        for index in keyed_order(len(sources), self.seed, _BATCH_ORDER, self.epoch):
+            source = int(sources[index])
             rows, count = self.rows_per_source[source], self.counts[source]
-            chosen = orders[source, turn][number * rows // count : (number + 1) * rows // count]
-            yield [RowKey(turn, source, int(row)) for row in chosen]
+            turn, number = divmod(int(numbers[index]), count)
+            yield RowKeys(turn, source, order(turn, source)[number * rows // count : (number + 1) * rows // count])
 
 
 def batch_sampler(args: StageArguments, sources: Sequence[PreparedSource], split: str = "train") -> GlobalBatchSampler:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -22,7 +21,7 @@ from training.common.errors import NonFiniteError
 from training.common.run_folder import last_checkpoint, remove_leftovers
 from training.config.arguments import StageArguments
 from training.data.prepared import PreparedSource
-from training.distillation.distillation import Distillation
+from training.distillation.distillation import Distillation, cache_share
 from training.models.encoding import embed_batch
 from training.trainer.batches import PackedCollator, PreparedRows, batch_sampler
 from training.trainer.monitor import Console, StepWatch
@@ -110,12 +109,8 @@ class F2LLMTrainer(SavingTrainer):
         """Embed with the teacher what its cache misses, on all processes together, before the training."""
         if self.distillation is None:
             return
-        rank, world_size = self.args.process_index, self.args.world_size
-        if self.args.save_on_each_node:
-            # Every node has its own cache.
-            rank, world_size = self.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         with self.accelerator.autocast():
-            self.distillation.fill_cache(self.args.device, rank, world_size)
+            self.distillation.fill_cache(self.args.device, *cache_share(self.args))
         self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> DataLoader:

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from training.common import keyed
 from training.common.keyed import keyed_bits, keyed_uniform, text_key
 
 
@@ -44,3 +45,14 @@ def test_arrays_broadcast_and_equal_single_draws():
     assert draws.dtype == np.uint64 and draws.shape == (3, 4)
     singly = [[keyed_bits(9, int(row), int(column)) for column in columns] for row in rows[:, 0]]
     assert draws.tolist() == np.array(singly).tolist()
+
+
+@pytest.mark.parametrize("distinct", [2**64, 100, 1])
+@pytest.mark.parametrize("rows", [0, 1, 5, 64, 300])
+def test_order_is_a_stable_argsort_of_the_draws_also_of_equal_ones(rows, distinct, monkeypatch):
+    # Blocks of 64 rows; draws that differ in low bits only, which the packed numbers replace.
+    monkeypatch.setattr(keyed, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(keyed, "keyed_bits", draw := lambda *keys: keyed_bits(*keys) % np.uint64(distinct - 1 or 1))
+    order = keyed.keyed_order(rows, 7, 3)
+    assert order.dtype == np.uint32
+    assert order.tolist() == np.argsort(draw(7, 3, np.arange(rows)), kind="stable").tolist()

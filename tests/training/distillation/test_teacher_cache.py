@@ -43,7 +43,11 @@ def expected(source, positions):
     return first + torch.arange(WIDTH) / 8 + len(source.name) * 100
 
 
-def test_it_gives_the_teachers_embeddings_and_is_found_again(cache, opened, prepared_sources):
+@pytest.mark.parametrize("share", [0.5, 0])
+def test_it_gives_the_teachers_embeddings_and_is_found_again(cache, opened, prepared_sources, monkeypatch, share):
+    # Also page by page, as if it were larger than the memory.
+    monkeypatch.setattr(teacher_cache, "_MEMORY_SHARE", share)
+    cache = opened()
     some = [cache, opened(), opened(sources=prepared_sources[:1]), pickle.loads(pickle.dumps(opened()))]
     assert all(each.whole for each in some)
     for source in prepared_sources:
@@ -114,7 +118,11 @@ def test_a_check_reads_a_bounded_amount(cache, prepared_sources, monkeypatch, li
     monkeypatch.setattr(teacher_cache, "check_file", lambda path, remedy, most_blocks: asked.append(most_blocks))
     monkeypatch.setattr(teacher_cache, "_CHECKED_BLOCKS", limit)
     cache.check()
+    shards = len(asked)
     assert min(asked) >= 1 and sum(asked) <= max(limit * len(prepared_sources), len(asked)) and max(asked) <= limit
+    for rank in range(3):
+        cache.check(rank, 3)
+    assert len(asked) == 2 * shards and sum(asked[:shards]) == sum(asked[shards:])
 
 
 @pytest.mark.parametrize("attempt", range(20))

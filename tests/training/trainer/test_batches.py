@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from accelerate import skip_first_batches
+from accelerate.data_loader import SkipBatchSampler
 
+from training.common.keyed import keyed_order
 from training.data.prepared import PreparedSource
+from training.trainer import batches as batches_module
 from training.trainer.batches import GlobalBatchSampler, PackedCollator, PreparedRows, Row, RowKey
 from training.trainer.step import _no_negatives
 from training.trainer.trainer import _EpochLoader
@@ -20,7 +24,7 @@ ROWS = [100, 7, 0, 1, 33]
 
 def batches(sampler, epoch=0):
     sampler.set_epoch(epoch)
-    return list(sampler)
+    return list(map(list, sampler))
 
 
 @pytest.mark.parametrize("rows", [[1], [64], [65], [63, 128], ROWS])
@@ -49,6 +53,20 @@ def test_order_differs_between_seeds_and_epochs(seed, epoch):
     rows = [{frozenset(key[1:] for key in batch) for batch in order} for order in (one, other)]
     assert not rows[0] & rows[1]
     assert sum(a[1:] == b[1:] for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)) < 20
+
+
+def test_batches_that_are_passed_over_cost_no_keys_and_orders_are_made_when_due(monkeypatch):
+    whole = batches(GlobalBatchSampler([3000, 500], 10))
+    made = []
+    monkeypatch.setattr(batches_module, "RowKey", lambda *key: pytest.fail("a key was made"))
+    counted = lambda rows, *keys: made.append(rows) or keyed_order(rows, *keys)  # noqa: E731
+    monkeypatch.setattr(batches_module, "keyed_order", counted)
+    resumed = iter(SkipBatchSampler(GlobalBatchSampler([3000, 500], 10), 200))
+    keys = next(resumed)
+    assert sorted(made) == [350, 500, 3000]
+    monkeypatch.undo()
+    assert [list(keys), *map(list, resumed)] == whole[200:]
+    assert list(pickle.loads(pickle.dumps(keys))) == whole[200]
 
 
 def loader(sources, num_hard_negatives, workers, **kwargs):

@@ -30,7 +30,7 @@ WEIGHTS = {"tiny_retrieval": 0.6, "tiny_clustering": 2}
 
 def batches(sampler, epoch=0):
     sampler.set_epoch(epoch)
-    return list(sampler)
+    return list(map(list, sampler))
 
 
 def epoch_today(rows, size, seed, epoch):

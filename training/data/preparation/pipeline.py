@@ -111,7 +111,8 @@ def _prepare_source(
             Phase("join", partial(join_hashes, plan), 1),
             Phase("place", partial(place_shard, plan), len(plan.shards)),
         ]
-        run_phases(phases, plan.folder / "tasks", executor)
+        # A version that divides the source otherwise does not go on with these tasks.
+        run_phases(phases, plan.folder / f"tasks-{len(plan.shards)}", executor)
         whole = plan.folder / "whole"
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,11 @@ from training.data.published import PublishedFile
 ON_BAD_ROW = ("error", "quarantine")
 # Purpose of a draw, the first key after the seed: draws for different purposes are independent.
 CAP, SPLIT, DOCUMENT_INSTRUCTION = 1, 2, 3
-# Minimum rows of a shard, where row groups allow. A task's memory depends on its batches and partitions, not on this.
+# Minimum rows of a shard, where files allow. A task's memory depends on its batches and partitions, not on this.
 _SHARD_ROWS = 65_536
+# Shards of one large row group. Each decodes the rows before its own, too, which takes a twentieth of the time of
+# reading them: eight make reading 17 % more work, and 5.7 times as fast on eight cores.
+_MOST_PARTS = 8
 # Approximate cells of a partition: if no text repeats, as many texts are in memory at once.
 _PARTITION_CELLS = 1 << 17
 _MOST_PARTITIONS = 1 << 12
@@ -79,13 +83,14 @@ class PreparationOptions:
 
 
 class Shard(NamedTuple):
-    """Neighbouring row groups of one file, read by one task."""
+    """Neighbouring row groups of one file, or a part of them, read by one task."""
 
     file: int  # index among the source's files
     row_groups: tuple[int, int]  # the first and the one after the last
     first_row: int  # within the source
     first_row_of_file: int
     rows: int
+    skipped: int = 0  # rows of the row groups before them
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,11 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
         for end, group in enumerate(file.row_group_rows, start=1):
             rows += group
             if rows >= _SHARD_ROWS or end == len(file.row_group_rows):
-                shards.append(Shard(number, (start, end), row, row_of_file, rows))
+                # Of a remote file, each part would fetch the rows before it.
+                parts = max(min(rows // _SHARD_ROWS, _MOST_PARTS if isinstance(file.path, Path) else 1), 1)
+                for first, last in pairwise(rows * part // parts for part in range(parts + 1)):
+                    place = (row + first, row_of_file + first, last - first, first)
+                    shards.append(Shard(number, (start, end), *place))
                 start, row, row_of_file, rows = end, row + rows, row_of_file + rows, 0
     negatives = max(len(file.negatives) for file in files)
     required = required_negatives(dict(options.num_hard_negatives), source.task_type, negatives)
@@ -166,7 +175,10 @@ def make_plan(source: Source, folder: Path, options: PreparationOptions) -> Prep
     partitions = min(1 << max(0, wanted - 1).bit_length(), _MOST_PARTITIONS)
     highest_draw = None
     if source.cap is not None and source.cap < row:
-        highest_draw = int(np.partition(cap_draws(source, options, np.arange(row)), source.cap - 1)[source.cap - 1])
+        blocks = (np.arange(start, min(start + _SHARD_ROWS, row)) for start in range(0, row, _SHARD_ROWS))
+        draws = np.concatenate([cap_draws(source, options, block) for block in blocks])
+        draws.partition(source.cap - 1)
+        highest_draw = int(draws[source.cap - 1])
     return replace(plan, partitions=partitions, highest_draw=highest_draw)
 
 

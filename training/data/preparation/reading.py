@@ -32,6 +32,7 @@ from training.data.published import (
 
 # The hash of a missing negative, and of no text.
 MISSING = np.uint64(np.iinfo(np.uint64).max)
+_NO_TEXT = bytes(16)
 _BATCH_ROWS = 2048
 # Characters of distinct texts that are held in memory before they are written.
 _RUN_CHARACTERS = 24_000_000
@@ -43,6 +44,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
     shard = plan.shards[number]
     source = plan.source
     file = PublishedFile(source.files[shard.file], 0, source.task_type, plan.options.document_scores)
+    own = (shard.skipped, shard.skipped + shard.rows)
     runs, quarantine = plan.file("runs", number), None
     # A killed task may have left these.
     plan.file("quarantine", number).unlink(missing_ok=True)
@@ -55,7 +57,7 @@ def read_shard(plan: PreparationPlan, number: int) -> None:
         rows_file, draws_file, ids_file, scores_file = (
             stack.enter_context(plan.file(kind, number).open("wb")) for kind in kinds
         )
-        for batch in file.record_batches(min(_BATCH_ROWS, file.batch_rows), shard.row_groups):
+        for batch in file.record_batches(_BATCH_ROWS, shard.row_groups, rows=own):
             good = np.ones(len(batch), dtype=bool)
             if faults := find_faults(batch, plan.required_negatives, plan.source.task_type):
                 table = _bad_rows(plan, file, batch, faults, shard.first_row_of_file + offset)
@@ -146,32 +148,35 @@ def _hash_batch(
 ) -> tuple[np.ndarray, dict[bytes, str]]:
     """Return ``(rows, width)`` hashes of texts as the model reads them, and the distinct texts by digest."""
     source, options, texts = plan.source, plan.options, {}
-    places = _places(plan, file)
+    places, prompt, document_prompt = _places(plan, file), plan.prompt or "", plan.document_prompt
     # Of the documents, under the instruction of their row's query. It is drawn per text: each has one form.
     share = options.document_instruction_share if source.symmetric and options.instructions else 0.0
     key = (options.seed, DOCUMENT_INSTRUCTION, text_key(source.name))
 
     @cache
-    def hash_of(text: str, instruction: str | None, is_query: bool = False) -> int:
+    def digest_of(text: str, instruction: str | None, is_query: bool = False) -> bytes:
         # An instruction in the published file is neither added twice nor part of raw text.
         if not options.instructions:
             text = without_instruction(text)
         elif is_query or (share and keyed_uniform(*key, text_key(text)) < share):
-            text = with_instruction(instruction, text, plan.prompt or "")
+            text = with_instruction(instruction, text, prompt)
         else:
-            text = plan.document_prompt + text
+            text = document_prompt + text
         digest = xxh3_128_digest(text.encode(), seed=options.seed)
         texts[digest] = text
-        return int(hashes_of([digest])[0])
+        return digest
 
     columns = [text_column(batch, name).to_pylist() for name in places]
-    hashes: list[int] = []
+    digests: list[bytes] = []
     for query, *documents in zip(*columns, strict=True):
         own = (split_instruction(query)[0] if share else None) or source.instruction
-        hashes.append(hash_of(query, source.instruction, is_query=True))
-        hashes += [int(MISSING) if text is None else hash_of(text, own) for text in documents]
+        digests.append(digest_of(query, source.instruction, True))
+        digests += [_NO_TEXT if text is None else digest_of(text, own) for text in documents]
+    # One call for all: a call for each text would take as long as the rest.
+    hashes = hashes_of(digests).reshape(len(batch), len(columns))
+    hashes[np.array([[text is None for text in column] for column in columns], dtype=bool).T] = MISSING
     rows = np.full((len(batch), plan.width), MISSING, dtype=np.uint64)
-    rows[:, [*places.values()]] = np.array(hashes, dtype=np.uint64).reshape(len(batch), len(columns))
+    rows[:, [*places.values()]] = hashes
     return rows, texts
 
 

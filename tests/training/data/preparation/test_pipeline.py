@@ -17,7 +17,7 @@ import pytest
 from tests.training.data.prepared_rows import contents, times
 from training.common.executor import Executor
 from training.data.manifest import Source
-from training.data.preparation import pipeline, plan, reading
+from training.data.preparation import pipeline, plan, reading, writing
 from training.data.preparation.pipeline import prepare
 from training.data.preparation.plan import PreparationOptions
 from training.data.prepared import TEXTS, PreparedSource
@@ -54,9 +54,27 @@ def test_division_changes_no_row(many, run, decode, monkeypatch):
     divide(monkeypatch.setattr)
     made = plan.make_plan(many, Path("plan"), OPTIONS)
     assert len(made.shards) > 10 and made.partitions >= 32
+    writing._tokenizer.cache_clear()
     parts = run(many, "parts", validation_share=0.2)
+    assert writing._tokenizer.cache_info().misses == 1
     assert [decode(parts, split) for split in parts.rows] == [decode(whole, split) for split in whole.rows]
     assert parts.description["texts"] == whole.description["texts"]
+
+
+@pytest.mark.parametrize(("row_group", "shards"), [(90, 18), (1000, 16)])
+def test_a_large_row_group_is_read_in_parts(many, run, monkeypatch, row_group, shards):
+    whole = run(many, "whole", keep_texts=True)
+    divide(monkeypatch.setattr)
+    for file in many.files:
+        pq.write_table(pq.read_table(file), file, row_group_size=row_group)
+    made = plan.make_plan(many, Path("plan"), OPTIONS).shards
+    assert len(made) == shards and max(shard.skipped for shard in made) > 0
+    assert sum(shard.rows for shard in made) == 400 and min(shard.rows for shard in made) >= 20
+    parts = run(many, "parts", keep_texts=True)
+    # The files have another fingerprint.
+    assert {**parts.description, "fingerprint": ""} == {**whole.description, "fingerprint": ""}
+    for name in whole.mapped_files:
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
