@@ -118,8 +118,9 @@ def columns_of(lengths):
 
 def operations(config, lengths, repeated=0, checkpointing=False, adapter=False):
     """Operations of a step on texts of these lengths, of which so many tokens are encoded twice."""
-    sums = {"tokens": float(lengths.sum()), "squared_tokens": float((lengths.astype(float) ** 2).sum())}
-    return step_flops(config, Batches(1, **sums, repeated_tokens=float(repeated)), checkpointing, adapter)
+    tokens, squared = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
+    batch = Batches(1, tokens, lengths.size, squared_tokens=squared, repeated_tokens=float(repeated))
+    return step_flops(config, batch, checkpointing, adapter)
 
 
 def speed(lengths, seconds):

@@ -2,7 +2,8 @@
 
 The rate is what ``torch.mm`` reaches on the products of the model itself: tokens of the batch × input width × output
 width of every linear layer, for training also the two products of its backward pass. Floating-point operations are
-counted as two per weight and token, and four per pair of tokens, head and dimension that causal attention looks at.
+counted as two per weight and token, and four per pair of tokens, head and dimension that causal attention looks at;
+of the last layer only those that the embeddings need.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ def run(settings, suite):
     packed, _ = batches(training_lengths(settings, suite))
     config, lengths = configuration(settings), packed["sequence_lengths"]
     tokens, heads = sum(lengths), config.num_attention_heads * config.head_dim
-    linear = config.num_hidden_layers * 2 * tokens * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
-    attention = config.num_hidden_layers * heads * sum(2 * length * (length + 1) for length in lengths)
-    operations = {"products": linear, "forward": linear + attention, "products_forward_and_backward": 3 * linear}
+    of_each = [2 * inputs * outputs for inputs, outputs in linear_shapes(config)]
+    linear = config.num_hidden_layers * tokens * sum(of_each)
+    attention = heads * sum(2 * length * (length + 1) for length in lengths)
+    # Of the last layer, keys and values of all tokens, and the rest of the last token of each text.
+    last = tokens * sum(of_each[1:3]) + len(lengths) * (of_each[0] + sum(of_each[3:])) + 4 * heads * tokens
+    forward = (config.num_hidden_layers - 1) * (tokens * sum(of_each) + attention) + last
+    operations = {"products": linear, "forward": forward, "products_forward_and_backward": 3 * linear}
     operations["step"] = 3 * operations["forward"]
     for precision in settings.precisions:
         dtype = PRECISIONS[precision]

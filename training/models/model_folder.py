@@ -227,11 +227,15 @@ def count_looked_up(config: F2LLMConfig) -> int:
     return config.vocab_size * max(config.embedding_ranks or [config.hidden_size])
 
 
-def forward_flops(config: F2LLMConfig, tokens: float, squared_tokens: float) -> float:
-    """Return the floating-point operations of a forward pass over texts, given the sums of (squared) token counts."""
-    weights = count_parameters(config) - count_looked_up(config)
-    width = config.num_attention_heads * config.head_dim
-    return 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
+def forward_flops(config: F2LLMConfig, texts: float, tokens: float, squared_tokens: float) -> float:
+    """Return the floating-point operations of embedding texts, given their number and sums of (squared) token counts.
+
+    All tokens go through all layers, but of the last layer only keys and values of all, the rest of the last tokens.
+    """
+    weights, width = count_parameters(config) - count_looked_up(config), config.num_attention_heads * config.head_dim
+    whole = 2 * weights * tokens + 4 * config.num_hidden_layers * width * squared_tokens
+    of_last = 2 * config.hidden_size * (2 * width + 3 * config.intermediate_size)
+    return whole - of_last * (tokens - texts) - 4 * width * (squared_tokens - tokens)
 
 
 def write_for_older_readers(folder: Path) -> None:

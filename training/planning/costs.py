@@ -32,6 +32,7 @@ from training.data.prepared import PreparedSource
 from training.distillation.distillation import Distillation, make_projection, read_width
 from training.distillation.teacher import Teacher
 from training.models.adapters import adapter_config, add_adapter
+from training.models.encoding import embed_chunk
 from training.models.model_folder import count_looked_up, count_parameters, forward_flops
 from training.planning.batches import Batches
 from training.stages.setup import make_trainer, model_options
@@ -58,12 +59,12 @@ _WARM_UP, _STEPS = 2, 10
 class KeptBytes(NamedTuple):
     """Bytes per token that a forward pass keeps for the backward pass, without weights."""
 
-    outside: float  # of the layers
+    outside: float  # of the layers; with what the last one keeps, which computes little but keys and values
     layer: float
 
     def of(self, config: F2LLMConfig) -> float:
         """Return those of all layers together."""
-        return self.outside + config.num_hidden_layers * self.layer
+        return self.outside + (config.num_hidden_layers - 1) * self.layer
 
 
 def _passes(batches: Batches, gradient_checkpointing: bool, adapter: bool) -> float:
@@ -74,7 +75,7 @@ def _passes(batches: Batches, gradient_checkpointing: bool, adapter: bool) -> fl
 
 def step_flops(config: F2LLMConfig, batches: Batches, gradient_checkpointing: bool, adapter: bool = False) -> float:
     """Return the operations of an average step over all processes, without those of a teacher."""
-    forward = forward_flops(config, batches.tokens, batches.squared_tokens)
+    forward = forward_flops(config, batches.texts, batches.tokens, batches.squared_tokens)
     return forward * _passes(batches, gradient_checkpointing, adapter)
 
 
@@ -90,8 +91,10 @@ def stage_flops(
     """Return the operations of a training stage with so many steps and evaluations."""
     step = step_flops(config, training, args.activation_checkpointing, args.lora)
     if teacher is not None:
-        step += forward_flops(teacher, training.tokens, training.squared_tokens)
-    evaluation = validation.count * forward_flops(config, validation.tokens, validation.squared_tokens)
+        step += forward_flops(teacher, training.texts, training.tokens, training.squared_tokens)
+    evaluation = validation.count * forward_flops(
+        config, validation.texts, validation.tokens, validation.squared_tokens
+    )
     return steps * step + evaluations * evaluation
 
 
@@ -184,10 +187,10 @@ def estimate_memory(
         # Autocast keeps a copy of the weights of the layers; if these are frozen, the graph does, of what it has.
         recomputed = adapter is not None and gradient_checkpointing
         state += 2 * (parameters - table) // (config.num_hidden_layers if recomputed else 1)
-    outside, layer = kept or kept_bytes(config, bf16, adapter)
-    per_token = outside + config.num_hidden_layers * layer
+    kept = kept or kept_bytes(config, bf16, adapter)
+    per_token = kept.of(config)
     if gradient_checkpointing:
-        per_token = outside + config.num_hidden_layers * 4 * config.hidden_size + layer
+        per_token = kept.outside + config.num_hidden_layers * 4 * config.hidden_size + kept.layer
     activations, gathered = int(chunk_tokens * per_token), 0
     if processes > 1 and sharded:
         one = (parameters - table) // config.num_hidden_layers
@@ -213,10 +216,11 @@ def estimate_pruning_memory(
 def kept_bytes(config: F2LLMConfig, bf16: bool, adapter: LoraConfig | None = None) -> KeptBytes:
     """Return the bytes per token that autograd keeps, as it keeps them for a narrow model."""
     one, two = (
-        (_kept_bytes(config, layers, 128, bf16, adapter) - _kept_bytes(config, layers, 64, bf16, adapter)) / 64
+        # Longer than what a CPU has a way of its own for.
+        (_kept_bytes(config, layers, 600, bf16, adapter) - _kept_bytes(config, layers, 300, bf16, adapter)) / 300
         for layers in (1, 2)
     )
-    return KeptBytes(2 * one - two, two - one)
+    return KeptBytes(one, two - one)
 
 
 def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapter: LoraConfig | None) -> int:
@@ -245,7 +249,7 @@ def _kept_bytes(config: F2LLMConfig, layers: int, tokens: int, bf16: bool, adapt
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         # Held until everything is counted: freed memory would be used, and counted, again.
-        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), sequence_lengths=[tokens])
+        output = embed_chunk(model, torch.ones(1, tokens, dtype=torch.long), [tokens])
     for weight in model.parameters():
         kept.pop(weight.untyped_storage().data_ptr(), None)
     del output

@@ -252,7 +252,7 @@ def make_plan(
         if data.prepared is not None:
             texts, tokens = (sum(source.description[what] for source in data.prepared) for what in ("texts", "tokens"))
         # As if all texts had the same length: attention is a small part of the cost.
-        own, fill = (forward_flops(each, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
+        own, fill = (forward_flops(each, texts, tokens, tokens**2 / max(texts, 1)) for each in (config, cached))
         encoded += tokens * fill / own
         filled = tokens * costs.kept_bytes(cached, half).of(cached)
         facts["cache"] = (
@@ -335,8 +335,9 @@ def _plan_pruning(stage: Stage, earlier: Mapping[str, Origin], inputs: Sequence[
     at_most = " at most: the vocabulary is trimmed" if args.trim_vocabulary else ""
     chunk_tokens = min(tokens, args.max_tokens_per_forward or 8192)
     memory = costs.estimate_pruning_memory(origin.config, target, chunk_tokens, args.bf16)
-    flops = forward_flops(origin.config, tokens, tokens * length) * (calibrates + bool(shapes))
-    flops += len(shapes) * forward_flops(target, tokens, tokens * length)
+    passes = (tokens / length, tokens, tokens * length)
+    flops = forward_flops(origin.config, *passes) * (calibrates + bool(shapes))
+    flops += len(shapes) * forward_flops(target, *passes)
     tried = {"budget": f"{budget}; taken here: {taken}", "shapes": shapes_line(shapes)} if budget is not None else {}
     summary = f"cuts {before:,} parameters to {after:,} parameters{at_most}"
     facts = {"data": data, **tried, **_cost_facts(memory, flops, "weights before and after")}

@@ -20,7 +20,7 @@ from tests.training.processes import ROOT, run_bounded
 from tests.training.recipes import ONE_STAGE
 from tests.training.trainer.test_step import cached_step
 from training.config.arguments import StageArguments
-from training.models.encoding import lay_out
+from training.models.encoding import embed_chunk, lay_out
 from training.models.model_folder import count_parameters, forward_flops
 from training.planning.batches import Batches
 from training.planning.costs import estimate_memory, estimate_pruning_memory, loss_bytes, stage_flops, step_flops
@@ -43,7 +43,7 @@ def _batches(max_tokens=None):
     tokens = int(LENGTHS.sum())
     batch = {"input_ids": torch.ones(1, tokens, dtype=torch.long), **layout.of_batch(LENGTHS)}
     squared, repeated = float((LENGTHS**2).sum()), float(tokens - LENGTHS[layout.chunks[-1]].sum())
-    return Batches(count=1, tokens=tokens, squared_tokens=squared, repeated_tokens=repeated), batch
+    return Batches(count=1, texts=len(LENGTHS), tokens=tokens, squared_tokens=squared, repeated_tokens=repeated), batch
 
 
 def _counted(max_tokens=None, checkpointing=False):
@@ -70,7 +70,7 @@ def test_a_step_takes_the_operations_that_pytorch_counts(max_tokens):
 def test_only_the_second_factor_of_token_embeddings_is_multiplied():
     factored, rank = deepcopy(CONFIG), 8
     factored.embedding_ranks = [4, rank]
-    assert forward_flops(factored, 3, 5) - forward_flops(CONFIG, 3, 5) == 3 * 2 * rank * CONFIG.hidden_size
+    assert forward_flops(factored, 1, 3, 5) - forward_flops(CONFIG, 1, 3, 5) == 3 * 2 * rank * CONFIG.hidden_size
     fewer = rank * (CONFIG.vocab_size + CONFIG.hidden_size) - CONFIG.vocab_size * CONFIG.hidden_size
     plain, small = (estimate_memory(config, 0, 0, bf16=True).state for config in (CONFIG, factored))
     assert small - plain == 16 * fewer + 2 * rank * CONFIG.hidden_size
@@ -79,7 +79,7 @@ def test_only_the_second_factor_of_token_embeddings_is_multiplied():
 def test_a_teacher_and_evaluations_count():
     args, (batches, _) = SimpleNamespace(activation_checkpointing=False, lora=False), _batches()
     validation = dataclasses.replace(batches, count=3)
-    forward = forward_flops(CONFIG, batches.tokens, batches.squared_tokens)
+    forward = forward_flops(CONFIG, batches.texts, batches.tokens, batches.squared_tokens)
     assert stage_flops(args, CONFIG, CONFIG, 7, batches, validation, 2) == (7 * (3 + 1) + 6) * forward
     assert stage_flops(args, CONFIG, None, 7, batches, Batches(), 2) == 7 * 3 * forward
 
@@ -95,7 +95,7 @@ def _kept_for_backward(config, tokens):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), sequence_lengths=[tokens // 2, tokens // 2])
+        output = embed_chunk(model, torch.ones(1, tokens, dtype=torch.long), [tokens // 2, tokens // 2])
     counted = sum(size for address, size in kept.items() if address not in weights)
     del output
     return counted
