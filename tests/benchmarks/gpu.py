@@ -33,7 +33,7 @@ PARTS = {
     "rate": ("gpu_checks.rate", (), 90),
     "equality": ("gpu_checks.equality", (), 90),
     **{f"training {name}": ("gpu_speed.training", (name,), 90) for name in _SHAPES},
-    **{f"encoding {name}": ("gpu_speed.encoding", (name,), 45) for name in _SHAPES},
+    **{f"encoding {name}": ("gpu_speed.encoding", (name,), 60) for name in _SHAPES},
     "growth": ("gpu_speed.growth", (_SHAPES[0],), 60),
     "lora": ("gpu_speed.lora", (_SHAPES[2],), 90),
 }

@@ -209,7 +209,7 @@ def encoding(bench, name):
     tokens = 256
     if bench.rate and not bench.tiny:
         affordable = _ENCODING_SECONDS * _ASSUMED_FRACTION * bench.rate / (operations(config, np.ones(1)) / 3)
-        tokens = int(np.clip(affordable, 2**15, 2**19))
+        tokens = int(np.clip(affordable, 2**14, 2**19))
     for kind, lengths_of in {
         "50 tokens": lambda count: np.full(count, 50),
         "512 tokens": lambda count: np.full(count, 512),
