@@ -67,9 +67,8 @@ class Settings:
 
     @property
     def step_shape(self):
-        """Changes to the shape of the model that is trained: a stock step of all layers is too much for a CPU."""
-        layers = self.step_layers or self.pick(quick=None, cpu=2, cuda=None)
-        return {} if layers is None else {"num_hidden_layers": layers}
+        """Changes to the shape of the model that is trained."""
+        return {"num_hidden_layers": self.step_layers} if self.step_layers else {}
 
 
 def describe_hardware():

@@ -46,7 +46,7 @@ def make_parser():
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each comparison")
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--size", help="published shape; f2llm-v2-80m on a CPU and f2llm-v2-0.6b on a GPU if left out")
-    parser.add_argument("--step-layers", type=int, help="layers of the model in step and trainer; 2 on a CPU, or all")
+    parser.add_argument("--step-layers", type=int, help="layers of the model in step and trainer, if not all")
     parser.add_argument("--rows", type=int, help="rows of the training batch; 8 on a CPU and 16 on a GPU if left out")
     compiled = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--compile", **compiled, help="measure it compiled too")

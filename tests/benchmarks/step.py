@@ -21,8 +21,8 @@ from training.trainer.step import CachedStep, Objective
 
 def training_lengths(settings, suite):
     """``(rows, 9)`` tokens of the texts of the training batch."""
-    # A stock step in fp32 on 16 rows keeps about 15 GiB for its backward pass.
-    rows = settings.rows or settings.pick(quick=2, cpu=8, cuda=16)
+    # A stock step of all layers in fp32 keeps about 4 GiB a row for its backward pass.
+    rows = settings.rows or settings.pick(quick=2, cpu=4, cuda=16)
     suite.notes.append(f"Rows: {rows} (published: 16 per device).")
     return row_lengths(settings, rows)
 
