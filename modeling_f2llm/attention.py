@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
+from .layers import records_graph
 from .packing import FewShapes
 
 __all__ = ["PACKED_ATTENTION", "check_available"]
@@ -60,6 +62,8 @@ class _ShortAttention(torch.autograd.Function):
         return output.view(query.shape)
 
     @staticmethod
+    # A second derivative would take what was saved for constants.
+    @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, probabilities, output = ctx.saved_tensors
@@ -101,7 +105,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
         q, k, v = (piece.unflatten(0, (count, -1)).transpose(1, 2) for piece in states)
         bounded = window is not None and window < length
         short = 1 < q.shape[2] <= _MOST_SHORT_TOKENS and q.device.type == "cpu" and q.dtype == torch.bfloat16
-        if short and not bounded and not options["dropout"]:
+        if short and not (bounded or options["dropout"] or records_graph()):
             outputs.append(_ShortAttention.apply(q, k, v, options["scaling"]).transpose(1, 2).flatten(0, 1))
             continue
         mask = _sliding_mask(q.shape[2], length, window, query.device) if bounded else None

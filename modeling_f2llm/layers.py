@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm
 from transformers import AttentionInterface
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, rotate_half
@@ -33,8 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def records_graph() -> bool:
-    """Whether the graph is being traced or compiled: then nothing may depend on the lengths of these texts."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    """Whether the graph is being traced, compiled or transformed by torch.func.
+
+    Then nothing may depend on the lengths of these texts, and autograd functions may not save intermediate results.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class F2LLMRMSNorm(Qwen3RMSNorm):
@@ -67,6 +71,8 @@ class _RMSNorm(torch.autograd.Function):
         return scaled * weight
 
     @staticmethod
+    # A second derivative would take what was saved for constants.
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         scaled, weight, inverse = ctx.saved_tensors
         product = gradient * scaled

@@ -60,7 +60,8 @@ class F2LLMModel(Qwen3Model):
     the leading 64 columns and rows. Its folder also has their product, which stock Qwen3 loads.
 
     A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
-    OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths.
+    OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths. So is a call
+    under ``torch.func``. Second derivatives are refused.
 
     Args:
         config: The shape of the model.
@@ -332,9 +333,13 @@ class F2LLMModel(Qwen3Model):
             self.layers[number - 1].register_forward_hook(lambda _, __, states, n=number: found.update({n: states}))
             for number in exit_layers or ()
         ]
-        # Only the packed implementations know of queries that are fewer than keys.
+        # Only the packed implementations know of queries that are fewer than keys. A layer knows by its number that it
+        # is the last, unless someone has taken layers out.
+        places = [layer.self_attn.layer_idx for layer in self.layers]
         trims = last_tokens is not None and "few_shapes" not in inputs
+        trims = trims and places == [*range(self.config.num_hidden_layers)]
         trims = trims and self.config._attn_implementation in PACKED_ATTENTION.values()
+        return_dict = inputs.pop("return_dict", None)
         try:
             inputs |= {"return_dict": True, **({"last_tokens": last_tokens} if trims else {})}
             outputs = super().forward(**inputs)
@@ -346,7 +351,9 @@ class F2LLMModel(Qwen3Model):
         outputs.last_hidden_state = last = last if trims else last[:, every]
         if exit_layers is not None:
             outputs.hidden_states = tuple(last if n == depth else self.norm(found[n][:, every]) for n in exit_layers)
-        return outputs
+        elif outputs.hidden_states is not None:
+            outputs.hidden_states = (*(states[:, every] for states in outputs.hidden_states[:-1]), last)
+        return outputs if return_dict or (return_dict is None and self.config.return_dict) else outputs.to_tuple()
 
 
 def _first_positions(position_ids: Tensor, lengths: list[int]) -> Tensor:

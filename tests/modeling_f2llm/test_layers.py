@@ -103,6 +103,34 @@ def test_a_frozen_norm_passes_its_gradient_on(tiny_model):
     assert torch.equal(*found) and norm.weight.grad is None
 
 
+def per_text_gradients(model, ids):
+    """``(texts, …)`` gradient of every parameter, of each text alone, by torch.func."""
+
+    def loss(parameters, text):
+        return torch.func.functional_call(model, parameters, (text,)).last_hidden_state.pow(3).sum()
+
+    parameters = {name: weight.detach() for name, weight in model.named_parameters()}
+    return torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids[:, None]).values()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_torch_func_takes_the_model_as_it_takes_stock(tiny_model, stock_model, dtype):
+    ids = packed([12])["input_ids"].view(3, 4)
+    gradients = [per_text_gradients(model.to(dtype), ids) for model in (tiny_model, stock_model)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_same(ours, theirs, 1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_second_derivatives_are_refused_and_not_wrong(tiny_model):
+    tiny_model.set_attn_implementation("eager")
+    states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hidden = tiny_model(inputs_embeds=states).last_hidden_state
+    [gradient] = torch.autograd.grad(hidden.pow(3).sum(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 # -- last tokens -------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +157,25 @@ def test_the_last_layer_gives_the_same_of_last_tokens_alone(tiny_config, lengths
             ]
             for each in zip(*gradients, strict=True):
                 assert_same(*each, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["packed", "eager"])
+def test_all_outputs_are_of_last_tokens(tiny_model, implementation):
+    tiny_model.set_attn_implementation(implementation)
+    whole = tiny_model(**packed([3, 5]), output_hidden_states=True)
+    last, hidden_states = tiny_model(
+        **packed([3, 5]), output_hidden_states=True, return_dict=False, last_token_only=True
+    )
+    assert_same(last, whole.last_hidden_state[:, [2, 7]])
+    for ours, theirs in zip(hidden_states, whole.hidden_states, strict=True):
+        assert_same(ours, theirs[:, [2, 7]])
+
+
+@pytest.mark.parametrize("taken_out", [0, 1])
+def test_a_model_that_lacks_a_layer_gives_the_same_of_last_tokens(tiny_model, taken_out):
+    del tiny_model.layers[taken_out]
+    whole, last = (tiny_model(**packed([3, 5]), last_token_only=each).last_hidden_state for each in (False, True))
+    assert_same(last, whole[:, [2, 7]])
 
 
 def test_the_last_layer_computes_nothing_else(tiny_model):
