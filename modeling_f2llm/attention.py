@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -62,10 +61,10 @@ class _ShortAttention(torch.autograd.Function):
         return output.view(query.shape)
 
     @staticmethod
-    # A second derivative would take what was saved for constants.
-    @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("attention in bf16 has no second derivative: set attn_implementation='eager'")
         q, k, v, probabilities, output = ctx.saved_tensors
         gradient = gradient.reshape(output.shape)
         mean = (gradient.float() * output).sum(-1, keepdim=True)

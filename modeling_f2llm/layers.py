@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm
 from transformers import AttentionInterface
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, rotate_half
@@ -59,27 +58,28 @@ class F2LLMRMSNorm(Qwen3RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     """``x / sqrt(mean(x ** 2) + eps) * weight`` over the last dimension, in as few passes over memory as torch allows.
 
-    With ``y = x / rms`` and ``g`` the gradient times the weight, that of ``x`` is ``(g - y * mean(g * y)) / rms``
+    With ``g`` the gradient times the weight, that of ``x`` is ``(g - x * mean(g * x) / rms ** 2) / rms``
     (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, appendix).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        scaled = x * inverse
-        ctx.save_for_backward(scaled, weight, inverse)
-        return scaled * weight
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.eps = eps
+        return (x * inverse).mul_(weight)
 
     @staticmethod
-    # A second derivative would take what was saved for constants.
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        scaled, weight, inverse = ctx.saved_tensors
-        product = gradient * scaled
-        of_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        x, weight, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # For a second derivative, of which `inverse` is no constant.
+            inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + ctx.eps)
+        product = gradient * x
         with torch.autocast(gradient.device.type, enabled=False):
-            mean = (product @ weight).div_(len(weight))[..., None]
-        return (gradient * weight).addcmul_(scaled, mean, value=-1).mul_(inverse), of_weight, None
+            of_weight = inverse.flatten() @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None
+            mean = (product @ weight)[..., None] * inverse.square() / len(weight)
+        return (gradient * weight).addcmul_(x, mean, value=-1).mul_(inverse), of_weight, None
 
 
 class LowRankEmbedding(nn.Module):

@@ -61,7 +61,7 @@ class F2LLMModel(Qwen3Model):
 
     A graph of the whole model, as ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and exporters for ONNX and
     OpenVINO record it, is stock Qwen3Model's, padding and all, and right for texts of all lengths. So is a call
-    under ``torch.func``. Second derivatives are refused.
+    under ``torch.func``. Second derivatives need ``attn_implementation="eager"``.
 
     Args:
         config: The shape of the model.

@@ -122,13 +122,25 @@ def test_torch_func_takes_the_model_as_it_takes_stock(tiny_model, stock_model, d
         assert_same(ours, theirs, 1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_second_derivatives_are_refused_and_not_wrong(tiny_model):
-    tiny_model.set_attn_implementation("eager")
-    states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    hidden = tiny_model(inputs_embeds=states).last_hidden_state
-    [gradient] = torch.autograd.grad(hidden.pow(3).sum(), states, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.square().sum().backward()
+def second_derivative(model):
+    states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0), dtype=model.dtype).requires_grad_()
+    hidden = model(inputs_embeds=states, **({"sequence_lengths": [5]} if isinstance(model, F2LLMModel) else {}))
+    [first] = torch.autograd.grad(hidden.last_hidden_state.pow(3).sum(), states, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), [states, *model.parameters()], allow_unused=True)
+
+
+def test_second_derivatives_are_those_of_stock(tiny_model, stock_model):
+    for model in (tiny_model, stock_model):
+        model.set_attn_implementation("eager")
+    found = [[each for each in second_derivative(model) if each is not None] for model in (tiny_model, stock_model)]
+    for ours, theirs in zip(*found, strict=True):
+        assert_same(ours, theirs, 1e-4)
+
+
+def test_attention_that_has_no_second_derivative_says_so(tiny_model, monkeypatch):
+    monkeypatch.setattr("modeling_f2llm.attention._MOST_SHORT_TOKENS", 256)
+    with pytest.raises(RuntimeError, match="attn_implementation='eager'"):
+        second_derivative(tiny_model.bfloat16())
 
 
 # -- last tokens -------------------------------------------------------------------------------------------------------
