@@ -81,6 +81,8 @@ class _ShortAttention(torch.autograd.Function):
 # Where it was measured (tests/benchmarks/README.md): on processors that multiply bf16, but have no AMX.
 _CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 _MOST_SHORT_TOKENS = 256 if _CPU.get("avx512_bf16") and not _CPU.get("amx_tile") else 0
+# Of one call: more of them leave the cache, and make the forward pass slower than torch's.
+_MOST_SCORES = 2**21
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -105,7 +107,9 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) ->
         bounded = window is not None and window < length
         short = 1 < q.shape[2] <= _MOST_SHORT_TOKENS and q.device.type == "cpu" and q.dtype == torch.bfloat16
         if short and not (bounded or options["dropout"] or records_graph()):
-            outputs.append(_ShortAttention.apply(q, k, v, options["scaling"]).transpose(1, 2).flatten(0, 1))
+            at_once = max(1, _MOST_SCORES // (q.shape[1] * length**2))
+            for some in zip(*(each.split(at_once) for each in (q, k, v)), strict=True):
+                outputs.append(_ShortAttention.apply(*some, options["scaling"]).transpose(1, 2).flatten(0, 1))
             continue
         mask = _sliding_mask(q.shape[2], length, window, query.device) if bounded else None
         output = scaled_dot_product_attention(

@@ -272,13 +272,15 @@ def test_short_texts_in_bf16_are_as_exact_on_a_cpu_as_by_torchs_kernel(monkeypat
 
     def run(dtype, most):
         monkeypatch.setattr(attention, "_MOST_SHORT_TOKENS", most)
+        monkeypatch.setattr(attention, "_MOST_SCORES", 2 * 4 * 7**2)
         states = [each.to(dtype).requires_grad_() for each in exact]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
             output = attention._sdpa(*states, options)
         return [output, *torch.autograd.grad(output, states, gradient[0].to(dtype))]
 
     found = [run(torch.float64, 256), run(torch.bfloat16, 0), run(torch.bfloat16, 256)]
-    assert [inputs[0].shape[2] for inputs in taken] == [7, 40, 256]
+    # Of three texts of seven tokens, two at once.
+    assert [inputs[0].shape[::2] for inputs in taken] == [(2, 7), (1, 7), (1, 40), (1, 256)]
     for expected, kernel, ours in zip(*found, strict=True):
         errors = [(each.double() - expected).norm() for each in (ours, kernel)]
         assert errors[0] <= 1.2 * errors[1] <= 0.02 * expected.norm()
