@@ -284,6 +284,10 @@ def test_short_texts_in_bf16_are_as_exact_on_a_cpu_as_by_torchs_kernel(monkeypat
     for expected, kernel, ours in zip(*found, strict=True):
         errors = [(each.double() - expected).norm() for each in (ours, kernel)]
         assert errors[0] <= 1.2 * errors[1] <= 0.02 * expected.norm()
+    taken.clear()
+    with torch.inference_mode():
+        attention._sdpa(*(each.bfloat16() for each in exact), options)
+    assert [inputs[0].shape[2] for inputs in taken] == [40, 256]
 
 
 # What differs from CALL; which library runs with flash-attn installed, and without; what torch's says if asked by name.
