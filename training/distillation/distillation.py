@@ -118,11 +118,13 @@ class Projection(TrainerCallback):
         """
         if not self._fits:
             return
-        self._fits, student = False, student.float()
+        self._fits = False
+        # In fp64, or rounding would be enlarged by the square of the batch's condition; not every GPU has it.
+        student, teacher, weight = (each.cpu().double() for each in (student, teacher, self.weight))
         squares = student.T @ student
         squares.diagonal().add_(_RIDGE * squares.diagonal().mean())
-        left = teacher[:, : len(self.weight)].float() - self(student)
-        self.weight += torch.linalg.solve(squares, student.T @ left).T
+        left = teacher[:, : len(weight)] - student @ weight.T
+        self.weight += torch.linalg.solve(squares, student.T @ left).T.to(self.weight)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: Any, control: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any

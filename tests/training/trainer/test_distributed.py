@@ -89,9 +89,6 @@ def assert_same_training(stage, other):
     history, wanted = losses(stage), losses(other)
     assert len(history) == len(wanted) == STEPS + 2
     for line, wanted_line in zip(history, wanted, strict=True):
-        # The map to the teacher starts at a ridge regression, which enlarges rounding in the first batch's embeddings.
-        norms = [each.pop("grad_norm", 0.0) for each in (line, wanted_line)]
-        assert norms[0] == pytest.approx(norms[1], rel=5e-4 if stage.name == "distillation" else 1e-4)
         assert line == pytest.approx(wanted_line, rel=1e-4, abs=1e-4)
     assert largest_difference(stage, other) <= 1e-4
 
